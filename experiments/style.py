@@ -1,0 +1,163 @@
+"""Neural style transfer: paints one picture in the style of another.
+
+    python launch.py --experiment=style
+    python launch.py --experiment=style --config.content=photo.jpg \
+        --config.style=painting.jpg --config.size=512 --workdir=runs/photo
+    python launch.py --experiment=style --config=gatys2015 --config.content=photo.jpg
+
+Gatys, Ecker & Bethge 2015 (arXiv:1508.06576). Leaves `G.png`, `film.png` (from noise to
+picture), `loss.png`, `metrics.jsonl` and `frames/` in the workdir. `--config=PRESET`
+starts from one of `gatys2015`, `neural_style` and `ng`.
+"""
+
+import dataclasses
+import logging
+import pathlib
+
+from PIL import Image
+
+from nstvis import assets, images, runs
+from nstvis.synthesis.style import Moment, Settings, StyleTransfer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config(Settings):
+    """Which pictures, and what to leave behind."""
+
+    # Content picture: a path, or demo.
+    content: str = "demo"
+    # Style pictures: paths separated by commas, or demo.
+    style: str = "demo"
+    # Name of the result: .png or .jpg, or .tif for 16 bits per channel.
+    output: str = "G.png"
+    # Steps between two progress pictures.
+    frame_every: int = 125
+    # Seconds between two checkpoints.
+    checkpoint_every: float = 30.0
+
+
+_VGG = {
+    "model": "vgg19",
+    "weights": "torchvision",
+    "content_layers": "conv4_2",
+    "scales": 1,
+    "jitter": 0,
+    "gamma": 0.0,
+    "size": 512,
+}
+_FIRST_OF_EACH_BLOCK = "conv1_1,conv2_1,conv3_1,conv4_1,conv5_1"
+_FIFTHS = _FIRST_OF_EACH_BLOCK.replace(",", ":0.2,") + ":0.2"
+
+PRESETS = {
+    # The paper: average pooling, alpha / beta = 1e-3.
+    "gatys2015": Config(
+        **_VGG,
+        pooling="average",
+        style_layers=_FIFTHS,
+        units="gatys2015",
+        alpha=1.0,
+        beta=1000.0,
+        optimizer="lbfgs",
+        steps=500,
+    ),
+    # The defaults of neural-style and neural-style-pt, but for Adam in place of L-BFGS.
+    "neural_style": Config(
+        **_VGG | {"gamma": 1e-3},
+        style_layers=_FIRST_OF_EACH_BLOCK,
+        units="neural_style",
+        alpha=5.0,
+        beta=100.0,
+        tv_power=1,
+        learning_rate=1.0,
+        steps=1000,
+    ),
+    # Andrew Ng's course.
+    "ng": Config(
+        **_VGG | {"size": 400},
+        pooling="average",
+        style_layers=_FIFTHS,
+        units="ng",
+        alpha=10.0,
+        beta=40.0,
+        learning_rate=2.0,
+        steps=200,
+    ),
+}
+
+
+def run(config: Config, workdir: pathlib.Path) -> int:
+    """Paints, or goes on painting where the same command was interrupted."""
+    content, styles = _open(config)
+    painting = StyleTransfer(content, styles, config)
+    checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
+    done = checkpoints.latest()
+    logger.info("step %d of %d", done, painting.steps)
+    metrics = runs.Metrics(workdir, done)
+    progress = runs.Progress(painting.steps, done)
+    (workdir / "frames").mkdir(exist_ok=True)
+    with runs.interruptible() as interruption:
+        for moment in painting.run(done, checkpoints.restore):
+            if moment.metrics:
+                metrics.write(moment.metrics)
+                speed = painting.flops(moment.step) * progress.rate() / 1e9
+                progress.show(moment.step, _numbers(moment.metrics, speed))
+            if moment.step % config.frame_every == 0:
+                _keep_frame(painting, moment, config, workdir)
+            if checkpoints.due():
+                checkpoints.save(moment.step, moment.state)
+            if interruption.signal:
+                break
+        progress.close()
+        _keep_frame(painting, moment, config, workdir)
+        checkpoints.save(moment.step, moment.state)
+    _film(workdir)
+    metrics.plot(workdir / "loss.png", ["J", "J_content", "J_style"])
+    if interruption.signal:
+        logger.info("stopped at step %d of %d", moment.step, painting.steps)
+        logger.info("the same command with --workdir=%s goes on from there", workdir)
+        return 128 + interruption.signal
+    for name in (config.output, "film.png", "loss.png", "metrics.jsonl"):
+        logger.info("%s", workdir / name)
+    return 0
+
+
+def _open(config: Config) -> tuple[Image.Image, list[Image.Image]]:
+    """Reads the content picture and the style pictures."""
+
+    def read(path: str, kind: str) -> Image.Image:
+        demo = assets.FOLDER / f"demo_{kind}.jpg"
+        return images.read(demo if path == "demo" else path)
+
+    styles = [read(path.strip(), "style") for path in config.style.split(",")]
+    return read(config.content, "content"), styles
+
+
+def _keep_frame(
+    painting: StyleTransfer, moment: Moment, config: Config, workdir: pathlib.Path
+) -> None:
+    """Writes the best picture so far, as the result and as a frame of the film."""
+    picture = painting.picture(moment.state)
+    settings = dataclasses.asdict(config) | {"step": moment.step}
+    images.write(workdir / "frames" / f"{moment.step:06}.png", picture, settings)
+    sixteen_bits = config.output.lower().endswith((".tif", ".tiff"))
+    result = painting.array(moment.state) if sixteen_bits else picture
+    images.write(workdir / config.output, result, settings)
+
+
+def _film(workdir: pathlib.Path) -> None:
+    """Puts at most seven frames in a row, from the first to the last."""
+    frames = sorted((workdir / "frames").glob("*.png"))
+    count = min(7, len(frames))
+    chosen = [frames[i * (len(frames) - 1) // max(1, count - 1)] for i in range(count)]
+    pictures = [images.read(path) for path in chosen]
+    labels = [f"step {int(path.stem)}" for path in chosen]
+    strip = images.sheet(pictures, labels, columns=count)
+    images.write(workdir / "film.png", strip)
+
+
+def _numbers(metrics: dict[str, float], speed: float) -> str:
+    losses = (f"{name}={metrics[name]:.4g}" for name in ("J", "J_content", "J_style"))
+    note = "" if metrics["damping"] == 1 else f" damping={metrics['damping']:.2g}"
+    return f"{' '.join(losses)} {speed:.0f} GFLOP/s{note}"

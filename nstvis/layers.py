@@ -1,0 +1,239 @@
+"""Layers whose backward passes were measured and found wanting in XLA, and the chain that names their activations.
+
+Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; what is
+written here by hand is the way back to the pixels (the numbers stand in
+`benchmarks/style.py`'s table).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+
+
+class Chain(nnx.Module):
+    """A ConvNet without branches: layers by name, applied in order.
+
+    Every parameterised layer but the network's last one, the logits, is followed by
+    a ReLU. `conv1` names the activation after the ReLU, which is what the papers draw
+    and match; `conv1_pre` is the same layer before it.
+
+    Args:
+        layers: Layer name to layer. A layer is a function of one array; those with
+            parameters are Flax NNX modules.
+        last: Leaves out all layers after this one; the whole network by default.
+    """
+
+    def __init__(self, layers: dict[str, Callable[[Array], Array]], last: str | None):
+        names = tuple(layers)
+        self.logits = names[-1]
+        self.names = names[: names.index(last) + 1] if last in names else names
+        for name in self.names:
+            setattr(self, name, layers[name])
+
+    def __call__(self, images: Array) -> dict[str, Array]:
+        """Maps images `[batch, height, width, 3]`, RGB 0..255, to all activations."""
+        x = (images - IMAGENET_MEAN) / IMAGENET_STD
+        activations = {}
+        for name in self.names:
+            layer = getattr(self, name)
+            x = layer(x)
+            if isinstance(layer, nnx.Module) and name != self.logits:
+                activations[f"{name}_pre"] = x
+                x = jax.nn.relu(x)
+            activations[name] = x
+        return activations
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square convolution with bias; padded to keep the size if not told otherwise."""
+    pad = size // 2 if padding is None else padding
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=pad,
+        conv_general_dilated=_strided_conv if stride > 1 else lax.conv_general_dilated,
+        rngs=rngs,
+    )
+
+
+def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
+    """Pooling over `size` x `size` windows: `max` (Krizhevsky) or `average` (Gatys).
+
+    Raises:
+        ValueError: The kind is neither.
+    """
+    if kind == "max":
+        return functools.partial(max_pool, size=size, stride=stride, padding=padding)
+    if kind == "average":
+        edge = (padding, padding)
+        return functools.partial(
+            nnx.avg_pool,
+            window_shape=(size, size),
+            strides=(stride, stride),
+            padding=(edge, edge),
+        )
+    raise ValueError(f"pooling is 'max' or 'average', not {kind!r}")
+
+
+class GridLinear(nnx.Linear):
+    """A dense layer on a feature map, first averaged to `grid` x `grid` cells.
+
+    The cells are PyTorch's `adaptive_avg_pool2d`, flattened channels first, so that
+    published dense layers fit and an image may have any size.
+    """
+
+    def __init__(self, channels: int, grid: int, outputs: int, *, rngs: nnx.Rngs):
+        super().__init__(channels * grid * grid, outputs, rngs=rngs)
+        self.grid = grid
+
+    def __call__(self, inputs: Array) -> Array:
+        rows = jnp.asarray(_cell_averages(inputs.shape[1], self.grid))
+        columns = jnp.asarray(_cell_averages(inputs.shape[2], self.grid))
+        cells = jnp.einsum("bhwc,ih,jw->bcij", inputs, rows, columns)
+        return super().__call__(cells.reshape(len(inputs), -1))
+
+
+def _cell_averages(length: int, cells: int) -> np.ndarray:
+    matrix = np.zeros((cells, length), np.float32)
+    for i in range(cells):
+        start, stop = i * length // cells, math.ceil((i + 1) * length / cells)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def local_response_norm(x: Array) -> Array:
+    """Normalises across 5 neighbouring channels (Krizhevsky et al. 2012, section 3.3).
+
+    With the constants of the reference implementation, in which alpha is divided by
+    the window: x / (2 + 1e-4 / 5 * sum x^2)^0.75.
+    """
+    window = ((0, 0), (0, 0), (0, 0), (2, 2))
+    squares = lax.reduce_window(x**2, 0.0, lax.add, (1, 1, 1, 5), (1, 1, 1, 1), window)
+    return x / (2 + 1e-4 / 5 * squares) ** 0.75
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
+    """Max-pools; the gradient goes to the first maximum of each window, row by row.
+
+    XLA's own gradient (select-and-scatter) takes 6 to 30 times as long on a CPU.
+    """
+    edge = (padding, padding)
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    padded = ((0, 0), edge, edge, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padded)
+
+
+def _max_pool_forward(x, size, stride, padding):
+    y = max_pool(x, size, stride, padding)
+    return y, (x, y)
+
+
+def _max_pool_backward(size, stride, padding, residuals, gradient):
+    x, y = residuals
+    edge = (padding, padding)
+    x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = (stride * (n - 1) + 1 for n in y.shape[1:3])
+    reach = -(-size // stride)
+    # Windows that share a pixel do so at offsets a multiple of the stride apart: sum
+    # those in a grid per remainder, and interleave the grids once at the end.
+    zero = jnp.pad(jnp.zeros_like(gradient), _shift(0, 0, reach))
+    grids = [[zero] * stride for _ in range(stride)]
+    taken = jnp.zeros(y.shape, bool)
+    for i, j in np.ndindex(size, size):
+        switch = (x[:, i : i + rows : stride, j : j + columns : stride] == y) & ~taken
+        taken |= switch
+        (down, row), (right, column) = divmod(i, stride), divmod(j, stride)
+        routed = jnp.pad(jnp.where(switch, gradient, 0), _shift(down, right, reach))
+        grids[row][column] += routed
+    pixels = _interleave(jnp.stack([jnp.stack(row, -2) for row in grids], -3))
+    return (_crop(pixels, padding, x.shape[1] - padding, x.shape[2] - padding),)
+
+
+def _shift(down: int, right: int, reach: int):
+    return (0, 0), (down, reach - 1 - down), (right, reach - 1 - right), (0, 0)
+
+
+def _interleave(cells: Array) -> Array:
+    """Depth to space: `[b, h, w, s, t, c]` to `[b, h * s, w * t, c]`."""
+    b, h, w, s, t, c = cells.shape
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * t, c)
+
+
+def _crop(x: Array, start: int, bottom: int, right: int) -> Array:
+    """Takes `[start:bottom, start:right]`, with zeros where `x` ends before."""
+    missing = ((0, 0), (0, max(0, bottom - x.shape[1])))
+    x = jnp.pad(x, (*missing, (0, max(0, right - x.shape[2])), (0, 0)))
+    return x[:, start:bottom, start:right]
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _strided_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
+    """`lax.conv_general_dilated` as NNX calls it, for square kernels and strides."""
+    return _conv(x, kernel, strides[0], padding[0][0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    edge = (padding, padding)
+    layout = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return lax.conv_general_dilated(
+        x, kernel, strides, (edge, edge), dimension_numbers=layout
+    )
+
+
+def _conv_forward(x, kernel, stride, padding):
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(stride, padding, residuals, gradient):
+    """XLA's weight gradient, and an image gradient that convolves no inserted zeros.
+
+    A pixel at stride * q + r receives sum_j gradient[q - j] kernel[stride * j + r]:
+    one convolution of stride 1 computes all remainders r as channels.
+    """
+    x, kernel = residuals
+    size, _, inputs, outputs = kernel.shape
+    plain = functools.partial(_conv.__wrapped__, stride=stride, padding=padding)
+    kernel_gradient = jax.linear_transpose(lambda k: plain(x, k), kernel)(gradient)[0]
+    reach = -(-size // stride)
+    edge = (0, reach * stride - size)
+    taps = jnp.pad(kernel, (edge, edge, (0, 0), (0, 0)))
+    taps = taps.reshape(reach, stride, reach, stride, inputs, outputs)
+    taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    taps = taps.reshape(reach, reach, outputs, -1)
+    cells = lax.conv_general_dilated(
+        gradient,
+        taps,
+        (1, 1),
+        [(reach - 1, reach - 1)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    pixels = _interleave(cells.reshape(*cells.shape[:3], stride, stride, inputs))
+    bottom, right = x.shape[1] + padding, x.shape[2] + padding
+    return _crop(pixels, padding, bottom, right), kernel_gradient
+
+
+_conv.defvjp(_conv_forward, _conv_backward)

@@ -1,0 +1,111 @@
+"""Networks. A network is one pure function from images to named activations.
+
+`forward(params, images)` maps float32 images `[batch, height, width, 3]`, RGB 0..255,
+to a dict of every layer's activation in order, logits last. Everything else in this
+project only reads that function, so a network of your own works everywhere: put a file
+beside this one (or anywhere: its path is a name too) with
+
+    def build(*, pooling, last, rngs) -> nnx.Module
+
+whose module maps such images to such a dict. `pooling` is what the user asked for
+(`max` or `average`); layers after `last`, if it is given, are not needed and may be
+left out. `TORCHVISION_NAMES` (layer to prefix in torchvision's files) and
+`TORCHVISION_FILE` are optional.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import flax.traverse_util
+import jax
+from flax import nnx
+from jax import Array
+
+from nstvis import plugins
+from nstvis import weights as weights_io
+
+FOLDER = pathlib.Path(__file__).parent
+
+Params = Mapping[str, Any]
+Forward = Callable[[Params, Array], dict[str, Array]]
+
+
+def names() -> list[str]:
+    """The networks that `load` knows by name."""
+    return plugins.names(FOLDER)
+
+
+def layers(name: str) -> list[str]:
+    """The names of a network's activations, in order.
+
+    Raises:
+        ValueError: No such network.
+        FileNotFoundError: No such file.
+    """
+    module, found = plugins.find("model", name, FOLDER), []
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+
+    def trace(images: Array) -> None:
+        network = module.build(pooling="max", last=None, rngs=nnx.Rngs(0))
+        found.extend(network(images))  # here, as JAX returns dicts sorted by key
+
+    jax.eval_shape(trace, image)
+    return found
+
+
+def load(
+    name: str,
+    weights: str = "bundled",
+    *,
+    pooling: str = "max",
+    last: str | None = None,
+    seed: int = 0,
+) -> tuple[Forward, Params]:
+    """Builds a network and loads its weights.
+
+    Args:
+        name: One of `names()`, or the path of a Python file with a `build`.
+        weights: `bundled`, `random` (He et al. 2015, from `seed`), `torchvision`, or a
+            path: .pth, .pt, .safetensors, .npz, or an Orbax directory.
+        pooling: `max` or `average`.
+        last: The last layer that is needed; deeper parameters are not loaded.
+        seed: Seed of `random`.
+
+    Returns:
+        The function `forward(params, images)` and its `params`, nested by layer.
+
+    Raises:
+        ValueError: No such network or layer, or the weights do not fit.
+        FileNotFoundError: No such file.
+    """
+    module = plugins.find("model", name, FOLDER)
+    whole = _abstract(module, pooling, None)
+    wanted = _abstract(module, pooling, last)
+    graph, state = nnx.split(wanted)
+    arrays = weights_io.load(
+        weights,
+        pathlib.Path(name).stem,
+        {key: leaf.shape for key, leaf in _flat(nnx.split(whole)[1]).items()},
+        torchvision_names=getattr(module, "TORCHVISION_NAMES", {}),
+        torchvision_file=getattr(module, "TORCHVISION_FILE", None),
+        wanted=_flat(state).keys(),
+        seed=seed,
+    )
+    params = flax.traverse_util.unflatten_dict(jax.device_put(arrays), sep=".")
+
+    def forward(params: Params, images: Array) -> dict[str, Array]:
+        return nnx.merge(graph, params)(images)
+
+    return forward, params
+
+
+def _abstract(module: ModuleType, pooling: str, last: str | None) -> nnx.Module:
+    return nnx.eval_shape(
+        lambda: module.build(pooling=pooling, last=last, rngs=nnx.Rngs(0))
+    )
+
+
+def _flat(state: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:
+    return flax.traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")

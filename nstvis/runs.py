@@ -1,0 +1,249 @@
+"""A run's folder: what made it, its metrics, its checkpoints; and its progress.
+
+run.json        experiment, config, and every start's versions, commit and device
+metrics.jsonl   one line for each step
+checkpoints/    Orbax; the newest one is where the same command goes on
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+def default_workdir(experiment: str) -> pathlib.Path:
+    """A folder under `runs/` named by experiment, date and time, not yet there."""
+    stem = pathlib.Path(experiment).stem
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    folder = pathlib.Path("runs") / f"{stem}-{now}"
+    return (
+        folder
+        if not folder.exists()
+        else folder.with_name(f"{stem}-{now}-{os.getpid()}")
+    )
+
+
+def claim(workdir: pathlib.Path, experiment: str, config: Any) -> None:
+    """Writes down in `workdir` what is run there, or checks that it is the same.
+
+    Raises:
+        ValueError: The folder belongs to another config, or to nobody.
+    """
+    path = workdir / "run.json"
+    asked = {"experiment": experiment, "config": dataclasses.asdict(config)}
+    record = asked | {"starts": []}
+    if path.exists():
+        record = json.loads(path.read_text())
+        _refuse_other(workdir, record, asked)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} holds files but no run of nstvis: name another --workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    record["starts"].append(_provenance())
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that it is whole at any moment."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _refuse_other(workdir: pathlib.Path, record: dict, asked: dict) -> None:
+    old = {"experiment": record["experiment"]} | record["config"]
+    new = {"experiment": asked["experiment"]} | asked["config"]
+    differences = [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in old | new
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds another run: {'; '.join(differences)}. Name another"
+            " --workdir, or give that run's values to resume it"
+        )
+
+
+def _provenance() -> dict[str, Any]:
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "pillow", "numpy")
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "host": platform.platform(),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+` if files differ from it; None outside of git."""
+    here = pathlib.Path(__file__).parent
+    command = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+",
+    ]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        return told.stdout.strip()
+    return None
+
+
+class Metrics:
+    """Numbers by step, a line of JSON each, in `metrics.jsonl`."""
+
+    def __init__(self, workdir: pathlib.Path, done: int):
+        """Opens the file; lines after step `done` are an interrupted run's: dropped."""
+        self.path = workdir / "metrics.jsonl"
+        kept = [row for row in self.read() if row["step"] <= done]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a", buffering=1)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends the numbers of one step, of which `step` is one."""
+        self._file.write(json.dumps({"step": int(row["step"])} | row) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """All rows; a last line that a kill cut short does not count."""
+        rows = []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def plot(self, path: pathlib.Path, names: Sequence[str]) -> None:
+        """Draws the named numbers over the steps, on a logarithmic scale."""
+        from matplotlib.figure import Figure  # half a second, at the end of a run
+
+        rows = self.read()
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot(
+            xlabel="step", yscale="log" if rows else "linear", title="loss"
+        )
+        for name in names:
+            axes.plot([r["step"] for r in rows], [r[name] for r in rows], label=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, dpi=120)
+
+
+class Checkpoints:
+    """Pytrees by step in `checkpoints/`; each is written whole or not at all."""
+
+    def __init__(self, workdir: pathlib.Path, every: float):
+        """Saves at most once in `every` seconds, and keeps the newest two."""
+        self._keeper = ocp.training.Checkpointer(
+            (workdir / "checkpoints").absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
+        self._every = every
+        self._saved_at = time.monotonic()
+
+    def latest(self) -> int:
+        """The step of the newest checkpoint; 0 if there is none."""
+        newest = self._keeper.latest
+        return newest.step if newest else 0
+
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._saved_at >= self._every
+
+    def save(self, step: int, tree: Any) -> None:
+        """Saves a pytree of arrays, unless that step has been saved already."""
+        if step != self.latest():
+            leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+            self._keeper.save(step, leaves)
+        self._saved_at = time.monotonic()
+
+    def restore(self, like: Any) -> Any:
+        """Returns the newest one, as a tree like `like`; `like` itself if none."""
+        if not self.latest():
+            return like
+        leaves, structure = jax.tree.flatten(like)
+        abstract = {
+            str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for i, leaf in enumerate(leaves)
+        }
+        found = self._keeper.load(None, abstract)
+        return structure.unflatten([found[str(i)] for i in range(len(leaves))])
+
+
+class Progress:
+    """A bar with the time left on a terminal, a log line now and then elsewhere."""
+
+    def __init__(self, total: int, done: int):
+        self._quiet = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, disable=self._quiet, unit="step")
+        self._total = total
+        self._recent = collections.deque([(time.monotonic(), done)], maxlen=50)
+        self._line = done
+
+    def show(self, step: int, text: str) -> None:
+        """Shows the step that has been reached, and some numbers."""
+        self._recent.append((time.monotonic(), step))
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._quiet and (step - self._line) * 10 >= self._total:
+            self._line = step
+            left = (self._total - step) / max(self.rate(), 1e-9)
+            logger.info("step %d of %d, %.0f s left, %s", step, self._total, left, text)
+
+    def rate(self) -> float:
+        """Steps per second of late."""
+        (began, first), (now, last) = self._recent[0], self._recent[-1]
+        return (last - first) / (now - began) if now > began else 0.0
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+
+class Interruption:
+    """Set by Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
+
+    signal: int | None = None
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        self.signal = signum
+        signal.signal(signum, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Turns Ctrl-C and SIGTERM into a wish to be granted between two steps."""
+    wish = Interruption()
+    before = {s: signal.signal(s, wish) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wish
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,170 @@
+"""The one loop: gradient descent on pixels against any objective.
+
+The step is compiled once, its buffers are donated, and it is dispatched from Python
+without waiting for its result: `lax.scan` would take three times as long on XLA:CPU,
+which runs a loop's body without its thread pool.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+RUN_AHEAD = 2  # steps in flight: enough to hide the dispatch, few enough to stop soon
+SMALLEST_DAMPING = 2.0**-20
+
+Metrics = dict[str, Array]
+Objective = Callable[[Array, Any, Array], tuple[Array, Metrics]]
+
+
+class State(NamedTuple):
+    """All that a run needs to go on, bit for bit.
+
+    Attributes:
+        step: Steps done, a scalar.
+        canvas: The picture, `[1, height, width, 3]`, 0..255.
+        optimizer: The optimiser's state.
+        best: The canvas with the lowest loss so far.
+        best_loss: That loss.
+        sound: The last canvas whose loss and gradient were finite.
+        damping: Factor on the step's length; halved after each non-finite loss.
+    """
+
+    step: Array
+    canvas: Array
+    optimizer: Any
+    best: Array
+    best_loss: Array
+    sound: Array
+    damping: Array
+
+
+def start(canvas: Array, optimizer: optax.GradientTransformation) -> State:
+    """Returns the state before the first step from `canvas`."""
+    state = State(
+        step=jnp.int32(0),
+        canvas=canvas,
+        optimizer=optimizer.init(canvas),
+        best=canvas,
+        best_loss=jnp.float32(jnp.inf),
+        sound=canvas,
+        damping=jnp.float32(1),
+    )
+    # Copies, because a step that donates its state must not find one buffer twice.
+    return jax.tree.map(jnp.copy, state)
+
+
+def enlarge(
+    state: State, optimizer: optax.GradientTransformation, height: int, width: int
+) -> State:
+    """Carries a state to a canvas of another size, optimiser moments included.
+
+    Losses at two sizes do not compare, so the best picture starts anew; so does an
+    optimiser that holds more than moments (L-BFGS remembers whole gradients).
+    """
+    shape = (1, height, width, 3)
+
+    def resize(x: Array) -> Array:
+        fits = x.shape == state.canvas.shape
+        return jax.image.resize(x, shape, "linear") if fits else x
+
+    canvas = jnp.clip(jax.image.resize(state.canvas, shape, "cubic"), 0, 255)
+    moments, fresh = jax.tree.map(resize, state.optimizer), optimizer.init(canvas)
+    fits = jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, fresh)
+    return state._replace(
+        canvas=canvas,
+        optimizer=moments if fits else jax.tree.map(jnp.copy, fresh),
+        best=jnp.copy(canvas),
+        best_loss=jnp.float32(jnp.inf),
+        sound=jnp.copy(canvas),
+    )
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation
+) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
+    """Returns the jitted step; its first argument is donated.
+
+    The step takes a state, the objective's data and a key that it folds the step
+    number into, and returns the next state and the metrics at the state it was given:
+    the objective's own, `J`, and the `damping`. When the loss or its gradient is not
+    finite, the canvas goes back to the last one where they were and the step's length
+    is halved.
+
+    Args:
+        objective: Maps a canvas, data and a key to a loss and a dict of metrics.
+        optimizer: Any optax transformation.
+    """
+
+    update = optax.with_extra_args_support(optimizer).update
+
+    def step(state: State, data: Any, key: Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        value_and_gradient = jax.value_and_grad(objective, has_aux=True)
+        (loss, metrics), gradient = value_and_gradient(state.canvas, data, key)
+        sound = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient))
+
+        updates, moments = update(
+            gradient,
+            state.optimizer,
+            state.canvas,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda canvas: objective(canvas, data, key)[0],
+        )
+        moved = jnp.clip(state.canvas + state.damping * updates, 0, 255)
+        better = sound & (loss < state.best_loss)
+        following = State(
+            step=state.step + 1,
+            canvas=jnp.where(sound, moved, state.sound),
+            optimizer=optax.tree.where(sound, moments, state.optimizer),
+            best=jnp.where(better, state.canvas, state.best),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            sound=jnp.where(sound, state.canvas, state.sound),
+            damping=jnp.where(sound, state.damping, state.damping / 2),
+        )
+        metrics = {"step": following.step, "J": loss} | metrics
+        return following, metrics | {"damping": following.damping}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def minimize(
+    step: Callable[[State, Any, Array], tuple[State, Metrics]],
+    state: State,
+    data: Any,
+    key: Array,
+    steps: range,
+) -> Iterator[tuple[int, State, dict[str, float] | None]]:
+    """Steps through `steps`, yielding after each one without waiting for it.
+
+    Yields:
+        The number of steps done, the state after them (valid until the next turn,
+        which donates it), and the metrics of a step that has been finished by now, a
+        few behind the newest; the last ones come with the last state.
+
+    Raises:
+        FloatingPointError: The loss stayed non-finite whatever the step's length.
+    """
+    flying: collections.deque[Metrics] = collections.deque()
+    for number in steps:
+        state, metrics = step(state, data, key)
+        flying.append(metrics)
+        landed = _land(flying) if len(flying) > RUN_AHEAD else None
+        yield number + 1, state, landed
+    while flying:
+        yield steps.stop, state, _land(flying)
+
+
+def _land(flying: collections.deque[Metrics]) -> dict[str, float]:
+    metrics = {k: float(v) for k, v in jax.device_get(flying.popleft()).items()}
+    if metrics["damping"] < SMALLEST_DAMPING:
+        raise FloatingPointError(
+            "the loss is not finite, however small the step: check the weights, and"
+            " lower the learning rate or the loss weights"
+        )
+    return metrics

@@ -1,0 +1,443 @@
+"""Neural style transfer (Gatys, Ecker & Bethge 2015, arXiv:1508.06576).
+
+    picture = stylize(Image.open("bridge.jpg"), [Image.open("starry_night.jpg")])
+
+A generated image G starts as noise and its pixels are moved to minimise
+J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from PIL import Image
+
+from nstvis import devices, images, models
+from nstvis.errors import unknown
+from nstvis.synthesis import minimize, objectives
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_SIDE = 32  # pixels; the least that every network can look at
+LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e5}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings:
+    """How to paint. The defaults are tuned for the bundled network."""
+
+    # Network: a name in nstvis/models or the path of a file like those.
+    model: str = "alexnet_small"
+    # Weights: bundled, random, torchvision, or a path.
+    weights: str = "bundled"
+    # Pooling: max or average.
+    pooling: str = "max"
+    # Layers that keep the content, as layer or layer:weight, separated by commas.
+    content_layers: str = "conv3"
+    # Layers that carry the style, likewise.
+    style_layers: str = "conv1,conv2,conv3,conv4,conv5"
+    # Units of alpha and beta: balanced, gatys2015, neural_style or ng.
+    units: str = "balanced"
+    # Alpha, the weight of the content.
+    alpha: float = 1.0
+    # Beta, the weight of the style.
+    beta: float = 10.0
+    # Gamma, the weight of the total variation, which smooths.
+    gamma: float = 1e-4
+    # Power of the differences in the total variation: 1 or 2.
+    tv_power: int = 2
+    # Weights of several style pictures, separated by commas; equal if empty.
+    style_blend: str = ""
+    # Long side of the style picture over that of the result.
+    style_scale: float = 1.0
+    # Keep the content's colours: no, luminance or histogram.
+    preserve_color: str = "no"
+    # Where G starts: noise, content, or the path of a picture.
+    start: str = "noise"
+    # Long side of the result in pixels; its aspect ratio is the content's.
+    size: int = 384
+    # Sizes to go through from coarse to fine, evenly spaced up to `size`.
+    scales: int = 3
+    # Steps at each size.
+    steps: int = 250
+    # Optimiser: adam, lbfgs, or gd, the lecture's G := G - learning_rate dJ/dG.
+    optimizer: str = "adam"
+    # Length of a step; 0 takes the optimiser's own default.
+    learning_rate: float = 0.0
+    # G is rolled by up to this many pixels at every step, against a grid of dots.
+    # L-BFGS needs the same objective at every step and takes none.
+    jitter: int = 8
+    # Seed of all randomness.
+    seed: int = 0
+
+
+class Aim(NamedTuple):
+    """What the canvas is compared with, at one size.
+
+    Attributes:
+        params: The network's.
+        content: The content picture, `[1, height, width, 3]`.
+        features: Its activations P at the content layers.
+        grams: The Gram matrices A / M of the style at the style layers.
+        content_factors: Weight times unit of each content layer's canonical loss.
+        style_factors: Likewise of each style layer's.
+    """
+
+    params: models.Params
+    content: Array
+    features: dict[str, Array]
+    grams: dict[str, Array]
+    content_factors: dict[str, Array]
+    style_factors: dict[str, Array]
+
+
+class Moment(NamedTuple):
+    """One moment of a transfer: steps done, the loop's state, a step's metrics."""
+
+    step: int
+    state: minimize.State
+    metrics: dict[str, float] | None
+
+
+def stylize(
+    content: Image.Image,
+    styles: Sequence[Image.Image],
+    settings: Settings | None = None,
+) -> Image.Image:
+    """Paints `content` in the style of `styles`.
+
+    Returns:
+        A picture with the content's aspect ratio and transparency.
+
+    Raises:
+        ValueError: A setting names something that does not exist.
+        MemoryError: The picture is too large for the memory that is free.
+    """
+    painting = StyleTransfer(content, styles, settings or Settings())
+    *_, last = painting.run()
+    return painting.picture(last.state)
+
+
+class StyleTransfer:
+    """A transfer made ready: network loaded, a step compiled for every size.
+
+    Attributes:
+        steps: Steps in all.
+    """
+
+    def __init__(
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        settings: Settings,
+    ):
+        """Raises what `stylize` does."""
+        _check(settings, styles)
+        self.settings = settings
+        self.content = content
+        self._styles = styles
+        if settings.preserve_color == "histogram":
+            self._styles = [_recolored(style, content) for style in styles]
+        forward, self._params = _network(settings)
+        self._aim = jax.jit(make_aim(forward, settings))
+        self._optimizer = make_optimizer(settings)
+        objective = make_objective(forward, settings)
+        step = minimize.make_step(objective, self._optimizer)
+        self._sides = long_sides(content.size, settings)
+        self._programs = [self._compile(step, side) for side in self._sides]
+        self.steps = settings.steps * len(self._sides)
+        self._check_memory()
+
+    def run(
+        self,
+        done: int = 0,
+        restore: Callable[[minimize.State], minimize.State] = lambda state: state,
+    ) -> Iterator[Moment]:
+        """Yields the moment before the first step, and those after each step.
+
+        Args:
+            done: Steps that an earlier run has done, to go on from there.
+            restore: Returns that run's state, given a fresh one of the same size.
+        """
+        key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
+        each = self.settings.steps
+        first = max(0, done - 1) // each if each else 0
+        state = None
+        for i, side in enumerate(self._sides[first:], first):
+            aim = self._aim(self._params, *self._pictures(side))
+            if state is None:
+                canvas = first_canvas(aim.content, self.settings, canvas_key)
+                state = restore(minimize.start(canvas, self._optimizer))
+                yield Moment(done, state, None)
+            else:
+                height, width = aim.content.shape[1:3]
+                state = minimize.enlarge(state, self._optimizer, height, width)
+            _log_objective(aim, self.settings)
+            steps = range(max(i * each, done), (i + 1) * each)
+            program = self._programs[i]
+            for moment in minimize.minimize(program, state, aim, key, steps):
+                state = moment[1]
+                yield Moment(*moment)
+
+    def array(self, state: minimize.State) -> np.ndarray:
+        """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
+        array = np.array(state.best[0])  # a copy: the buffer will be donated
+        if self.settings.preserve_color == "luminance":
+            content = images.resize(self.content, max(array.shape))
+            array = images.keep_luminance(array, images.to_array(content))
+        return array
+
+    def picture(self, state: minimize.State) -> Image.Image:
+        """Renders the best canvas so far, with the content's transparency."""
+        transparent = self.content.mode == "RGBA"
+        alpha = self.content.getchannel("A") if transparent else None
+        return images.to_image(self.array(state), alpha)
+
+    def flops(self, step: int) -> float:
+        """Floating point operations of the step with this number, by XLA's count."""
+        program = self._programs[min(step // self.settings.steps, len(self._sides) - 1)]
+        return (program.cost_analysis() or {}).get("flops", 0.0)
+
+    def _pictures(self, side: int) -> tuple[Array, list[Array]]:
+        """The content with this long side, and the styles as the settings scale them."""
+        style_side = max(SHORTEST_SIDE, round(side * self.settings.style_scale))
+        styles = [images.resize(style, style_side) for style in self._styles]
+        return _batch(images.resize(self.content, side)), list(map(_batch, styles))
+
+    def _compile(self, step: Any, side: int) -> jax.stages.Compiled:
+        aim = jax.eval_shape(self._aim, self._params, *self._pictures(side))
+        state = jax.eval_shape(
+            lambda canvas: minimize.start(canvas, self._optimizer), aim.content
+        )
+        lowered = step.lower(state, aim, jax.random.key(0))
+        return lowered.compile(compiler_options=devices.compile_options())
+
+    def _check_memory(self) -> None:
+        need, free = devices.needed_memory(self._programs[-1]), devices.free_memory()
+        width, height = images.fitted_size(self.content.size, self._sides[-1])
+        have = f"{need / 1e9:.2f} GB of memory, {free / 1e9:.1f} GB are free"
+        logger.info("a step at %d x %d pixels needs %s", width, height, have)
+        if need > free:
+            fits = int(self._sides[-1] * (0.9 * free / need) ** 0.5)
+            raise MemoryError(
+                f"a step at {width} x {height} pixels needs {have}: lower the size,"
+                f" {fits} should fit"
+            )
+
+
+def make_aim(
+    forward: models.Forward, settings: Settings
+) -> Callable[[models.Params, Array, list[Array]], Aim]:
+    """Returns the function from parameters, content and styles to an `Aim`."""
+    units = objectives.UNITS[settings.units]
+    content_weights = layer_weights(settings.content_layers)
+    style_weights = layer_weights(settings.style_layers)
+
+    def aim(params: models.Params, content: Array, styles: list[Array]) -> Aim:
+        activations = forward(params, content)
+        features = {name: activations[name] for name in content_weights}
+        blend = style_blend(settings.style_blend, len(styles))
+        painted = [forward(params, style) for style in styles]
+        grams = {
+            name: sum(
+                share * objectives.gram(one[name]) for share, one in zip(blend, painted)
+            )
+            for name in style_weights
+        }
+        return Aim(
+            params,
+            content,
+            features,
+            grams,
+            {k: w * units.content(features[k]) for k, w in content_weights.items()},
+            {k: w * units.style(grams[k]) for k, w in style_weights.items()},
+        )
+
+    return aim
+
+
+def make_objective(forward: models.Forward, settings: Settings) -> minimize.Objective:
+    """Returns J(G) = alpha J_content + beta J_style + gamma TV, for `minimize`.
+
+    Its data is an `Aim`. With jitter, the canvas and the content are rolled alike by a
+    random number of pixels first, so that no pixel keeps its place in the network's
+    strides.
+    """
+    units = objectives.UNITS[settings.units]
+    jitter = 0 if settings.optimizer == "lbfgs" else settings.jitter
+
+    def objective(canvas: Array, aim: Aim, key: Array) -> tuple[Array, dict]:
+        targets = aim.features
+        if jitter > 1:
+            shift = jax.random.randint(key, (2,), 0, jitter)
+            canvas = jnp.roll(canvas, shift, (1, 2))
+            targets = forward(aim.params, jnp.roll(aim.content, shift, (1, 2)))
+        features = forward(aim.params, canvas)
+        content = sum(
+            factor * objectives.content_loss(features[name], targets[name])
+            for name, factor in aim.content_factors.items()
+        )
+        style = sum(
+            factor * objectives.style_loss(features[name], aim.grams[name])
+            for name, factor in aim.style_factors.items()
+        )
+        variation = units.variation(canvas) * objectives.total_variation(
+            canvas, settings.tv_power
+        )
+        loss = settings.alpha * content + settings.beta * style
+        loss += settings.gamma * variation
+        return loss, {"J_content": content, "J_style": style, "TV": variation}
+
+    return objective
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    """Returns the optimiser that the settings name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if settings.optimizer not in LEARNING_RATES:
+        raise ValueError(unknown("optimizer", settings.optimizer, LEARNING_RATES))
+    rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
+    if settings.optimizer == "adam":
+        return optax.adam(rate, b2=0.99)
+    if settings.optimizer == "lbfgs":
+        return optax.lbfgs(rate, memory_size=10)
+    return optax.sgd(rate)
+
+
+def layer_weights(text: str) -> dict[str, float]:
+    """Parses `conv1:0.5,conv2` to `{"conv1": 0.5, "conv2": 1.0}`.
+
+    Raises:
+        ValueError: A weight is not a number.
+    """
+    weights = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, weight = part.partition(":")
+        weights[name] = _number(weight or "1", part)
+    return weights
+
+
+def style_blend(text: str, styles: int) -> list[float]:
+    """Parses the weights of the style pictures, `2,1`, and makes them sum to 1.
+
+    Raises:
+        ValueError: Not one positive number for each picture.
+    """
+    blend = [_number(part, text) for part in text.split(",")] if text else [1] * styles
+    if len(blend) != styles or min(blend) < 0 or sum(blend) <= 0:
+        raise ValueError(
+            f"style_blend={text!r} should be {styles} positive numbers, one for each"
+            " style picture"
+        )
+    return [share / sum(blend) for share in blend]
+
+
+def long_sides(size: tuple[int, int], settings: Settings) -> list[int]:
+    """Returns the long sides to go through, for a content of `(width, height)`.
+
+    Raises:
+        ValueError: The result would be too small for a network to look at.
+    """
+    sides = [
+        round(settings.size * k / settings.scales)
+        for k in range(1, settings.scales + 1)
+    ]
+    seen = [s for s in sides if min(images.fitted_size(size, s)) >= SHORTEST_SIDE]
+    if not seen:
+        raise ValueError(
+            f"size={settings.size} makes a picture whose short side is below"
+            f" {SHORTEST_SIDE} pixels: raise it"
+        )
+    return seen
+
+
+def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
+    """Returns where G starts: noise, the content, or a picture scaled to its size."""
+    if settings.start == "noise":
+        noise = 128 + 40 * jax.random.normal(key, content.shape)
+        return jnp.clip(noise, 0, 255)
+    if settings.start == "content":
+        return content
+    height, width = content.shape[1:3]
+    return _batch(images.read(settings.start).resize((width, height)))
+
+
+def _check(settings: Settings, styles: Sequence[Image.Image]) -> None:
+    for field, choices in {
+        "units": objectives.UNITS,
+        "preserve_color": ("no", "luminance", "histogram"),
+    }.items():
+        if getattr(settings, field) not in choices:
+            raise ValueError(unknown(field, getattr(settings, field), choices))
+    for field, least in {"scales": 1, "steps": 0, "size": 1, "jitter": 0}.items():
+        if getattr(settings, field) < least:
+            raise ValueError(f"{field} should be at least {least}")
+    if settings.style_scale <= 0:
+        raise ValueError("style_scale should be positive")
+    if not styles:
+        raise ValueError("a style transfer needs at least one style picture")
+    style_blend(settings.style_blend, len(styles))
+
+
+def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
+    names = models.layers(settings.model)
+    wanted = {
+        **layer_weights(settings.content_layers),
+        **layer_weights(settings.style_layers),
+    }
+    for name in wanted:
+        if name not in names:
+            raise ValueError(unknown(f"layer of {settings.model}", name, names))
+    if settings.weights == "random":
+        logger.warning(
+            "the filters are random (seed %d), not trained: expect texture rather than"
+            " strokes",
+            settings.seed,
+        )
+    return models.load(
+        settings.model,
+        settings.weights,
+        pooling=settings.pooling,
+        last=max(wanted, key=names.index, default=names[0]),
+        seed=settings.seed,
+    )
+
+
+def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
+    arrays = images.to_array(style), images.to_array(content)
+    return images.to_image(images.match_colors(*arrays))
+
+
+def _batch(image: Image.Image) -> Array:
+    return jnp.asarray(images.to_array(image))[None]
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} in {where!r} should be a number") from None
+
+
+def _log_objective(aim: Aim, settings: Settings) -> None:
+    """Says what is minimised in the canonical units, whatever those of the settings."""
+    height, width = aim.content.shape[1:3]
+    terms = [
+        f"{settings.alpha * float(factor):.3g} J_content({name})"
+        for name, factor in aim.content_factors.items()
+    ] + [
+        f"{settings.beta * float(factor):.3g} E({name})"
+        for name, factor in aim.style_factors.items()
+    ]
+    units = objectives.UNITS[settings.units]
+    terms.append(f"{settings.gamma * units.variation(aim.content):.3g} TV")
+    logger.info("%d x %d: J = %s", width, height, " + ".join(terms))
