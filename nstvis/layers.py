@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
+IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
 
 class Chain(nnx.Module):
