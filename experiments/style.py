@@ -17,7 +17,7 @@ import pathlib
 from PIL import Image
 
 from nstvis import assets, images, runs
-from nstvis.synthesis.style import Moment, Settings, StyleTransfer
+from nstvis.synthesis.style import Moment, Settings, StyleTransfer, long_sides
 
 logger = logging.getLogger(__name__)
 
@@ -38,49 +38,46 @@ class Config(Settings):
     checkpoint_every: float = 30.0
 
 
-_VGG = {
-    "model": "vgg19",
-    "weights": "torchvision",
-    "content_layers": "conv4_2",
-    "scales": 1,
-    "jitter": 0,
-    "gamma": 0.0,
-    "size": 512,
-}
 _FIRST_OF_EACH_BLOCK = "conv1_1,conv2_1,conv3_1,conv4_1,conv5_1"
-_FIFTHS = _FIRST_OF_EACH_BLOCK.replace(",", ":0.2,") + ":0.2"
+_VGG = Config(
+    model="vgg19",
+    weights="torchvision",
+    content_layers="conv4_2",
+    style_layers=_FIRST_OF_EACH_BLOCK,
+    size=512,
+    scales=1,
+    jitter=0,
+)
+_GATYS = dataclasses.replace(
+    _VGG,
+    pooling="average",
+    style_layers=_FIRST_OF_EACH_BLOCK.replace(",", ":0.2,") + ":0.2",
+    gamma=0.0,
+)
 
 PRESETS = {
-    # The paper: average pooling, alpha / beta = 1e-3.
-    "gatys2015": Config(
-        **_VGG,
-        pooling="average",
-        style_layers=_FIFTHS,
-        units="gatys2015",
-        alpha=1.0,
-        beta=1000.0,
-        optimizer="lbfgs",
-        steps=500,
+    # The paper, with its larger alpha / beta.
+    "gatys2015": dataclasses.replace(
+        _GATYS, units="gatys2015", beta=1000.0, optimizer="lbfgs", steps=500
     ),
-    # The defaults of neural-style and neural-style-pt, but for Adam in place of L-BFGS.
-    "neural_style": Config(
-        **_VGG | {"gamma": 1e-3},
-        style_layers=_FIRST_OF_EACH_BLOCK,
+    # The defaults of neural-style-pt, but for Adam in place of L-BFGS.
+    "neural_style": dataclasses.replace(
+        _VGG,
         units="neural_style",
         alpha=5.0,
         beta=100.0,
+        gamma=1e-3,
         tv_power=1,
         learning_rate=1.0,
         steps=1000,
     ),
     # Andrew Ng's course.
-    "ng": Config(
-        **_VGG | {"size": 400},
-        pooling="average",
-        style_layers=_FIFTHS,
+    "ng": dataclasses.replace(
+        _GATYS,
         units="ng",
         alpha=10.0,
         beta=40.0,
+        size=400,
         learning_rate=2.0,
         steps=200,
     ),
@@ -90,10 +87,14 @@ PRESETS = {
 def run(config: Config, workdir: pathlib.Path) -> int:
     """Paints, or goes on painting where the same command was interrupted."""
     content, styles = _open(config)
-    painting = StyleTransfer(content, styles, config)
     checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
-    logger.info("step %d of %d", done, painting.steps)
+    if done and done == config.steps * len(long_sides(content.size, config)):
+        logger.info("finished already: %s", workdir / config.output)
+        return 0
+    painting = StyleTransfer(content, styles, config)
+    if done:
+        logger.info("going on after step %d of %d", done, painting.steps)
     metrics = runs.Metrics(workdir, done)
     progress = runs.Progress(painting.steps, done)
     (workdir / "frames").mkdir(exist_ok=True)

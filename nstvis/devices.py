@@ -15,7 +15,7 @@ def cache_folder() -> pathlib.Path:
 
 def keep_compiled() -> None:
     """Makes JAX keep what it compiles on disk, so that the next run starts at once."""
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -30,6 +30,8 @@ def compile_options() -> dict[str, bool]:
 def needed_memory(program: jax.stages.Compiled) -> int:
     """Bytes that one call of a compiled program holds, its arguments included."""
     sizes = program.memory_analysis()
+    if sizes is None:  # some backends do not tell
+        return 0
     return (
         sizes.temp_size_in_bytes
         + sizes.argument_size_in_bytes

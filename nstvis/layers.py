@@ -1,8 +1,7 @@
 """Layers whose backward passes were measured and found wanting in XLA, and the chain that names their activations.
 
 Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; what is
-written here by hand is the way back to the pixels (the numbers stand in
-`benchmarks/style.py`'s table).
+written here by hand is the way back to the pixels.
 """
 
 import functools
@@ -84,12 +83,11 @@ def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
     if kind == "max":
         return functools.partial(max_pool, size=size, stride=stride, padding=padding)
     if kind == "average":
-        edge = (padding, padding)
         return functools.partial(
             nnx.avg_pool,
             window_shape=(size, size),
             strides=(stride, stride),
-            padding=(edge, edge),
+            padding=[(padding, padding)] * 2,  # pyright: ignore[reportArgumentType]
         )
     raise ValueError(f"pooling is 'max' or 'average', not {kind!r}")
 
@@ -194,14 +192,17 @@ def _strided_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
     return _conv(x, kernel, strides[0], padding[0][0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    edge = (padding, padding)
-    layout = ("NHWC", "HWIO", "NHWC")
-    strides = (stride, stride)
+def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, (edge, edge), dimension_numbers=layout
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+_conv = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3))
 
 
 def _conv_forward(x, kernel, stride, padding):
@@ -216,24 +217,17 @@ def _conv_backward(stride, padding, residuals, gradient):
     """
     x, kernel = residuals
     size, _, inputs, outputs = kernel.shape
-    plain = functools.partial(_conv.__wrapped__, stride=stride, padding=padding)
-    kernel_gradient = jax.linear_transpose(lambda k: plain(x, k), kernel)(gradient)[0]
+    by_kernel = jax.linear_transpose(lambda k: _convolve(x, k, stride, padding), kernel)
     reach = -(-size // stride)
     edge = (0, reach * stride - size)
     taps = jnp.pad(kernel, (edge, edge, (0, 0), (0, 0)))
     taps = taps.reshape(reach, stride, reach, stride, inputs, outputs)
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     taps = taps.reshape(reach, reach, outputs, -1)
-    cells = lax.conv_general_dilated(
-        gradient,
-        taps,
-        (1, 1),
-        [(reach - 1, reach - 1)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    cells = _convolve(gradient, taps, 1, reach - 1)
     pixels = _interleave(cells.reshape(*cells.shape[:3], stride, stride, inputs))
     bottom, right = x.shape[1] + padding, x.shape[2] + padding
-    return _crop(pixels, padding, bottom, right), kernel_gradient
+    return _crop(pixels, padding, bottom, right), *by_kernel(gradient)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

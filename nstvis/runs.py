@@ -161,8 +161,8 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, every: float):
         """Saves at most once in `every` seconds, and keeps the newest two."""
         self._keeper = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            str((workdir / "checkpoints").absolute()),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
         self._every = every

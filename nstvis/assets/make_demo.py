@@ -273,7 +273,9 @@ def content_picture():
     for u, v, h in (0.075, 0.93, 0.66), (0.20, 0.97, 0.34), (0.95, 0.97, 0.40):
         draw_fir(draw, rng, u * WIDTH, v * HEIGHT, h * HEIGHT)
     draw_meadow(image, rng, 0.78, 1.0, 7000)
-    glow = image.point(lambda p: max(0, p - 190)).filter(ImageFilter.GaussianBlur(14))
+    glow = image.point([max(0, p - 190) for p in range(256)] * 3).filter(
+        ImageFilter.GaussianBlur(14)
+    )
     return ImageChops.add(image, glow)
 
 
@@ -292,7 +294,7 @@ def bristle_texture(rng):
     """Random hairs: rough across the stroke, smooth along it, unit variance."""
     hairs = rng.normal(size=(1024, 1024))
     for axis, reach in (1, 40), (0, 2):
-        hairs = sum(np.roll(hairs, k, axis) for k in range(reach))
+        hairs = np.sum([np.roll(hairs, k, axis) for k in range(reach)], axis=0)
     return (hairs / hairs.std()).astype(np.float32)
 
 

@@ -107,5 +107,5 @@ def _abstract(module: ModuleType, pooling: str, last: str | None) -> nnx.Module:
     )
 
 
-def _flat(state: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:
-    return flax.traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
+def _flat(state: nnx.State) -> dict[str, Any]:
+    return dict(flax.traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="."))

@@ -116,7 +116,7 @@ def make_step(
             grad=gradient,
             value_fn=lambda canvas: objective(canvas, data, key)[0],
         )
-        moved = jnp.clip(state.canvas + state.damping * updates, 0, 255)
+        moved = jnp.clip(state.canvas + state.damping * jnp.asarray(updates), 0, 255)
         better = sound & (loss < state.best_loss)
         following = State(
             step=state.step + 1,

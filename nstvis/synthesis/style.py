@@ -93,8 +93,8 @@ class Aim(NamedTuple):
     content: Array
     features: dict[str, Array]
     grams: dict[str, Array]
-    content_factors: dict[str, Array]
-    style_factors: dict[str, Array]
+    content_factors: dict[str, Array | float]
+    style_factors: dict[str, Array | float]
 
 
 class Moment(NamedTuple):
@@ -242,11 +242,11 @@ def make_aim(
     def aim(params: models.Params, content: Array, styles: list[Array]) -> Aim:
         activations = forward(params, content)
         features = {name: activations[name] for name in content_weights}
-        blend = style_blend(settings.style_blend, len(styles))
+        shares = jnp.asarray(style_blend(settings.style_blend, len(styles)))
         painted = [forward(params, style) for style in styles]
         grams = {
-            name: sum(
-                share * objectives.gram(one[name]) for share, one in zip(blend, painted)
+            name: jnp.tensordot(
+                shares, jnp.stack([objectives.gram(one[name]) for one in painted]), 1
             )
             for name in style_weights
         }
