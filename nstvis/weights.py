@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import safe_open
 from tqdm import tqdm
 
+from nstvis import devices
 from nstvis.torch_files import read_torch
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
@@ -139,8 +140,7 @@ def _bundled(model: str) -> Path:
 
 def _downloaded(file: str) -> Path:
     """Returns torchvision's file in the cache, where it is put if it is not there."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(cache) / "nstvis" / file
+    path = devices.cache_folder() / file
     if path.exists() and not _is_genuine(path):
         _log.warning("%s is damaged: downloading it again", path)
         path.unlink()
