@@ -25,7 +25,7 @@ from nstvis.synthesis import minimize, objectives
 logger = logging.getLogger(__name__)
 
 SHORTEST_SIDE = 32  # pixels; the least that every network can look at
-LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e5}
+LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
 
 
 @dataclasses.dataclass(kw_only=True)

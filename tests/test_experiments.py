@@ -1,0 +1,172 @@
+"""Every experiment runs through the launcher and leaves what it promises."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nstvis import assets, images, plugins
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = [
+    "--config.weights=random",
+    "--config.size=64",
+    "--config.steps=2",
+    "--config.scales=2",
+]
+# What makes each file of experiments/ run for two steps, and what it then leaves.
+ARGUMENTS = {"style": SMALL}
+PICTURES = {"style": ["G.png", "film.png", "loss.png"]}
+
+
+def launch(experiment, workdir, *arguments):
+    """Runs launch.py to its end, as a user would."""
+    command = [sys.executable, "launch.py", f"--experiment={experiment}"]
+    return subprocess.run(
+        [*command, f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def noise(height, width, channels=3, seed=0):
+    shape = (height, width, channels)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, "uint8"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A portrait, once more with transparency, and two quite different styles."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise(64, 48).save(folder / "content.png")
+    noise(64, 48, 4).save(folder / "transparent.png")
+    noise(64, 64, seed=1).save(folder / "rough.png")
+    noise(4, 4, seed=2).resize((64, 64)).save(folder / "smooth.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_style(folder):
+    """The workdir of a run with one of the two styles, written as JPEG."""
+    content, style = folder / "content.png", folder / "rough.png"
+    files = [f"--config.content={content}", f"--config.style={style}"]
+    workdir = folder / "one"
+    done = launch("style", workdir, *SMALL, *files, "--config.output=G.jpg")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.parametrize("name", plugins.names(ROOT / "experiments"))
+def test_every_experiment_runs_for_two_steps(name, tmp_path):
+    assert name in ARGUMENTS, f"add {name!r} to ARGUMENTS and PICTURES in this file"
+    done = launch(name, tmp_path / "run", *ARGUMENTS[name])
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for file in [*PICTURES[name], "metrics.jsonl", "run.json"]:
+        assert (tmp_path / "run" / file).stat().st_size > 0
+    for file in PICTURES[name]:
+        images.read(tmp_path / "run" / file)
+        assert str(tmp_path / "run" / file) in done.stdout + done.stderr
+    steps = [row["step"] for row in rows(tmp_path / "run")]
+    assert steps == [1, 2]
+    assert (tmp_path / "run/checkpoints/2").is_dir()
+    assert not list((tmp_path / "run").glob("**/*.partial"))
+
+
+def test_style_writes_frames_and_the_config_into_the_picture(tmp_path):
+    args = [*SMALL, "--config.frame_every=1", "--config.seed=7"]
+    done = launch("style", tmp_path / "run", *args)
+    assert done.returncode == 0, done.stderr
+    frames = sorted(path.name for path in (tmp_path / "run/frames").iterdir())
+    assert frames == ["000000.png", "000001.png", "000002.png"]
+    with Image.open(assets.FOLDER / "demo_content.jpg") as content:
+        expected = images.fitted_size(content.size, 64)
+    result = images.read(tmp_path / "run/G.png")
+    assert result.size == expected
+    assert images.read(tmp_path / "run/film.png").width > 3 * expected[0]
+    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert config["seed"] == 7
+    settings = images.read_settings(tmp_path / "run/G.png")
+    assert settings == config | {"step": 2}
+    # The steps are JSON integers, and every number can be plotted.
+    for row in rows(tmp_path / "run"):
+        assert isinstance(row["step"], int)
+        assert all(math.isfinite(number) for number in row.values())
+
+
+def test_style_writes_jpeg(one_style):
+    with Image.open(one_style / "G.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert picture.size == (48, 64)
+    assert images.read_settings(one_style / "G.jpg")["output"] == "G.jpg"
+    assert not (one_style / "G.png").exists()
+
+
+def test_style_writes_16_bits_and_a_blend_of_one_style_is_that_style(
+    folder, one_style, tmp_path
+):
+    done = launch(
+        "style",
+        tmp_path / "run",
+        *SMALL,
+        f"--config.content={folder / 'content.png'}",
+        f"--config.style={folder / 'rough.png'},{folder / 'smooth.jpg'}",
+        "--config.style_blend=1,0",
+        "--config.output=G.tif",
+    )
+    assert done.returncode == 0, done.stderr
+    picture = tifffile.imread(tmp_path / "run/G.tif")
+    assert picture.dtype == np.uint16
+    assert picture.shape == (64, 48, 3)
+    assert len(np.unique(picture)) > 256
+    assert rows(tmp_path / "run")[0]["J_style"] == pytest.approx(
+        rows(one_style)[0]["J_style"], rel=1e-5
+    )
+
+
+def test_style_blends_two_styles_and_keeps_transparency(folder, one_style, tmp_path):
+    done = launch(
+        "style",
+        tmp_path / "run",
+        *SMALL,
+        f"--config.content={folder / 'transparent.png'}",
+        f"--config.style={folder / 'rough.png'}, {folder / 'smooth.jpg'}",
+        "--config.style_blend=1,3",
+    )
+    assert done.returncode == 0, done.stderr
+    result = images.read(tmp_path / "run/G.png")
+    content = images.read(folder / "transparent.png")
+    assert result.mode == "RGBA"
+    assert result.getchannel("A").tobytes() == content.getchannel("A").tobytes()
+    blended, alone = rows(tmp_path / "run")[0], rows(one_style)[0]
+    assert blended["J_style"] != pytest.approx(alone["J_style"], rel=1e-2)
+
+
+@pytest.mark.skipif(
+    not (assets.FOLDER / "alexnet_small.safetensors").exists(),
+    reason="nstvis/assets/alexnet_small.safetensors does not exist yet",
+)
+def test_the_defaults_need_no_files_but_the_bundled_ones(tmp_path):
+    small = [arg for arg in SMALL if "weights" not in arg]
+    done = launch("style", tmp_path / "run", *small)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    chosen = [config[name] for name in ("weights", "content", "style")]
+    assert chosen == ["bundled", "demo", "demo"]
+    first, last = rows(tmp_path / "run")
+    assert last["J"] < first["J"]
