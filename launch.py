@@ -2,16 +2,12 @@
 
 import logging
 import pathlib
-import re
 import sys
 import traceback
-from types import ModuleType
 
 from absl import flags
-from ml_collections import config_flags
 
 from nstvis import devices, plugins, runs
-from nstvis.errors import unknown
 
 EXPERIMENTS = pathlib.Path(__file__).parent / "experiments"
 
@@ -35,7 +31,7 @@ def main(argv: list[str]) -> int:
         if values.help:
             print(f"{experiment.__doc__}\n{plugins.describe(experiment.Config)}")
             return 0
-        config = parse_config(experiment, values, argv)
+        config = plugins.parse_config(experiment, values, argv)
         workdir = pathlib.Path(
             values.workdir or runs.default_workdir(values.experiment)
         )
@@ -47,31 +43,6 @@ def main(argv: list[str]) -> int:
             (workdir / "error.txt").write_text(traceback.format_exc())
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def parse_config(experiment: ModuleType, values: flags.FlagValues, argv: list[str]):
-    """Returns the experiment's Config with what `--config...` says.
-
-    `--config=NAME` starts from one of the experiment's `PRESETS`.
-    """
-    presets = getattr(experiment, "PRESETS", {})
-
-    def preset(name: str):
-        if name not in presets:
-            raise ValueError(unknown("preset", name, presets))
-        return presets[name]
-
-    fields = list(experiment.Config.__dataclass_fields__)
-    for name in re.findall(r"^--(?:no)?config\.(\w+)", "\n".join(argv), re.MULTILINE):
-        if name not in fields:
-            raise ValueError(unknown("config field", name, fields))
-    holder = config_flags.DEFINE_config_dataclass(
-        "config", experiment.Config(), "", values, sys_argv=argv, parse_fn=preset
-    )
-    rest = values(argv)[1:]
-    if rest:
-        raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
-    return holder.value
 
 
 def help_text() -> str:

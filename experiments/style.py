@@ -1,4 +1,4 @@
-"""Neural style transfer: paints one picture in the style of another.
+r"""Neural style transfer: paints one picture in the style of another.
 
     python launch.py --experiment=style
     python launch.py --experiment=style --config.content=photo.jpg \

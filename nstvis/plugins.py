@@ -1,4 +1,4 @@
-"""Finds experiments and models: one file each, by name or by path."""
+"""Experiments and models, one file each: found by name or by path, and configured."""
 
 import ast
 import dataclasses
@@ -8,6 +8,10 @@ import pathlib
 import re
 import sys
 from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
 
 from nstvis.errors import unknown
 
@@ -43,6 +47,37 @@ def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def parse_config(
+    experiment: ModuleType, values: flags.FlagValues, argv: list[str]
+) -> Any:
+    """Returns the experiment's Config with what `--config...` says.
+
+    `--config=NAME` starts from one of the experiment's `PRESETS`.
+
+    Raises:
+        ValueError: No such preset, field or flag.
+        flags.Error: A value is not of its field's type.
+    """
+    presets = getattr(experiment, "PRESETS", {})
+
+    def preset(name: str):
+        if name not in presets:
+            raise ValueError(unknown("preset", name, presets))
+        return presets[name]
+
+    fields = list(experiment.Config.__dataclass_fields__)
+    for name in re.findall(r"^--(?:no)?config\.(\w+)", "\n".join(argv), re.MULTILINE):
+        if name not in fields:
+            raise ValueError(unknown("config field", name, fields))
+    holder = config_flags.DEFINE_config_dataclass(
+        "config", experiment.Config(), "", values, sys_argv=argv, parse_fn=preset
+    )
+    rest = values(argv)[1:]
+    if rest:
+        raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
+    return holder.value
 
 
 def describe(config: type) -> str:
