@@ -1,5 +1,6 @@
 """Runs an experiment: `python launch.py --experiment=style --config.size=512`."""
 
+import contextlib
 import logging
 import pathlib
 import sys
@@ -17,17 +18,19 @@ def main(argv: list[str]) -> int:
     # By force, as absl has put its own handler there on import.
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("nstvis").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks
     values = flags.FlagValues()
     flags.DEFINE_string("experiment", None, "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
-    workdir = None
+    claimed = None
     try:
         values(argv, known_only=True)
         if values.experiment is None:
             print(help_text())
             return 0 if values.help else 2
         experiment = plugins.find("experiment", values.experiment, EXPERIMENTS)
+        logging.getLogger(experiment.__name__).setLevel(logging.INFO)
         if values.help:
             print(f"{experiment.__doc__}\n{plugins.describe(experiment.Config)}")
             return 0
@@ -37,12 +40,17 @@ def main(argv: list[str]) -> int:
         )
         devices.keep_compiled()
         runs.claim(workdir, values.experiment, config)
+        claimed = workdir
         return experiment.run(config, workdir) or 0
     except (ValueError, OSError, MemoryError, FloatingPointError, flags.Error) as error:
-        if workdir is not None and (workdir / "run.json").exists():
-            (workdir / "error.txt").write_text(traceback.format_exc())
+        if claimed is not None:
+            with contextlib.suppress(OSError):
+                (claimed / "error.txt").write_text(traceback.format_exc())
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def help_text() -> str:

@@ -79,7 +79,7 @@ def jax_stepper(model: str, size: tuple[int, int]):
         jax.block_until_ready(moment.state)
 
     take(1)  # the moment before the first step
-    return take, painting.flops(0)
+    return take, painting.flops(1)
 
 
 def torch_stepper(model: str, size: tuple[int, int]):
@@ -167,6 +167,7 @@ def work(side: str, model: str, size: tuple[int, int]) -> None:
 
 def ask(worker: subprocess.Popen, line: str | None = None) -> dict:
     """Sends a line to a worker and waits for its answer."""
+    assert worker.stdin is not None and worker.stdout is not None
     if line is not None:
         worker.stdin.write(line + "\n")
         worker.stdin.flush()

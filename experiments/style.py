@@ -86,37 +86,42 @@ PRESETS = {
 
 def run(config: Config, workdir: pathlib.Path) -> int:
     """Paints, or goes on painting where the same command was interrupted."""
+    if config.frame_every < 1:
+        raise ValueError("frame_every should be at least 1")
     content, styles = _open(config)
     checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
-    if done and done == config.steps * len(long_sides(content.size, config)):
+    losses = workdir / "loss.png"  # written last
+    if done == config.steps * len(long_sides(content.size, config)) and losses.exists():
         logger.info("finished already: %s", workdir / config.output)
         return 0
     painting = StyleTransfer(content, styles, config)
     if done:
         logger.info("going on after step %d of %d", done, painting.steps)
-    metrics = runs.Metrics(workdir, done)
-    progress = runs.Progress(painting.steps, done)
     (workdir / "frames").mkdir(exist_ok=True)
-    with runs.interruptible() as interruption:
+    with (
+        runs.interruptible() as interruption,
+        runs.Metrics(workdir, done) as metrics,
+        runs.Progress(painting.steps, done) as progress,
+    ):
         for moment in painting.run(done, checkpoints.restore):
-            if moment.metrics:
-                metrics.write(moment.metrics)
-                speed = painting.flops(moment.step) * progress.rate() / 1e9
-                progress.show(moment.step, _numbers(moment.metrics, speed))
+            if moment.metrics and (row := metrics.write(moment.metrics)):
+                progress.show(int(row["step"]), _numbers(row, painting, progress))
             if moment.step % config.frame_every == 0:
                 _keep_frame(painting, moment, config, workdir)
-            if checkpoints.due():
+            if checkpoints.due() or interruption.signal:
+                metrics.flush()
                 checkpoints.save(moment.step, moment.state)
             if interruption.signal:
                 break
-        progress.close()
+        if row := metrics.flush():
+            progress.show(int(row["step"]), _numbers(row, painting, progress))
         _keep_frame(painting, moment, config, workdir)
         checkpoints.save(moment.step, moment.state)
-    _film(workdir)
-    metrics.plot(workdir / "loss.png", ["J", "J_content", "J_style"])
+        _film(workdir)
+        metrics.plot(losses, ["J", "J_content", "J_style"])
     if interruption.signal:
-        logger.info("stopped at step %d of %d", moment.step, painting.steps)
+        logger.info("stopped after step %d of %d", moment.step, painting.steps)
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + interruption.signal
     for name in (config.output, "film.png", "loss.png", "metrics.jsonl"):
@@ -158,7 +163,10 @@ def _film(workdir: pathlib.Path) -> None:
     images.write(workdir / "film.png", strip)
 
 
-def _numbers(metrics: dict[str, float], speed: float) -> str:
-    losses = (f"{name}={metrics[name]:.4g}" for name in ("J", "J_content", "J_style"))
-    note = "" if metrics["damping"] == 1 else f" damping={metrics['damping']:.2g}"
+def _numbers(
+    row: dict[str, float], painting: StyleTransfer, progress: runs.Progress
+) -> str:
+    losses = (f"{name}={row[name]:.3g}" for name in ("J", "J_content", "J_style"))
+    speed = painting.flops(int(row["step"])) * progress.rate() / 1e9
+    note = "" if row["damping"] == 1 else f" damping={row['damping']:.2g}"
     return f"{' '.join(losses)} {speed:.0f} GFLOP/s{note}"

@@ -68,7 +68,8 @@ def parse_config(
         return presets[name]
 
     fields = list(experiment.Config.__dataclass_fields__)
-    for name in re.findall(r"^--(?:no)?config\.(\w+)", "\n".join(argv), re.MULTILINE):
+    asked = re.compile(r"^--?(?:no)?config\.([\w.]+)", re.MULTILINE)
+    for name in asked.findall("\n".join(argv)):
         if name not in fields:
             raise ValueError(unknown("config field", name, fields))
     holder = config_flags.DEFINE_config_dataclass(

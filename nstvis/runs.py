@@ -19,14 +19,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
+
+LAG = 3  # steps that metrics wait before they are fetched, when they are long finished
 
 
 def default_workdir(experiment: str) -> pathlib.Path:
@@ -50,23 +53,48 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> None:
     path = workdir / "run.json"
     asked = {"experiment": experiment, "config": dataclasses.asdict(config)}
     record = asked | {"starts": []}
+    workdir.mkdir(parents=True, exist_ok=True)
+    left = {file.name for file in workdir.iterdir()} - {"run.json", "error.txt"}
     if path.exists():
-        record = json.loads(path.read_text())
-        _refuse_other(workdir, record, asked)
-    elif workdir.exists() and any(workdir.iterdir()):
+        earlier = _read_record(path)
+        if left:  # a start that failed before it left anything holds nothing
+            _refuse_other(workdir, earlier, asked)
+        record["starts"] = earlier["starts"]
+    elif left:
         raise ValueError(
             f"{workdir} holds files but no run of nstvis: name another --workdir"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
     record["starts"].append(_provenance())
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is whole at any moment."""
+    """Writes a file so that it is whole at any moment.
+
+    Raises:
+        OSError: It could not be written, for example on a full disk.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with _naming(path):
+        partial.write_text(text)
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Says which file could not be written, as a full disk's own error does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def _read_record(path: pathlib.Path) -> dict:
+    try:
+        record = json.loads(path.read_text())
+        return {key: record[key] for key in ("experiment", "config", "starts")}
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: name another --workdir") from error
 
 
 def _refuse_other(workdir: pathlib.Path, record: dict, asked: dict) -> None:
@@ -122,13 +150,42 @@ class Metrics:
     def __init__(self, workdir: pathlib.Path, done: int):
         """Opens the file; lines after step `done` are an interrupted run's: dropped."""
         self.path = workdir / "metrics.jsonl"
+        self._late: collections.deque[Mapping[str, Any]] = collections.deque()
         kept = [row for row in self.read() if row["step"] <= done]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", buffering=1)
 
-    def write(self, row: dict[str, float]) -> None:
-        """Appends the numbers of one step, of which `step` is one."""
-        self._file.write(json.dumps({"step": int(row["step"])} | row) + "\n")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _naming(self.path):
+            self._file.close()
+
+    def write(self, row: Mapping[str, Any]) -> dict[str, float] | None:
+        """Takes a step's numbers, of which `step` is one, still on the device or not.
+
+        They are written a few steps later, so as not to wait for the device.
+
+        Returns:
+            The numbers that have been written by this call, if any.
+        """
+        self._late.append(row)
+        return self._land() if len(self._late) > LAG else None
+
+    def flush(self) -> dict[str, float] | None:
+        """Writes all numbers taken so far; returns the last of them, if any."""
+        row = None
+        while self._late:
+            row = self._land()
+        return row
+
+    def _land(self) -> dict[str, float]:
+        row = jax.device_get(dict(self._late.popleft()))
+        numbers = {key: float(value) for key, value in row.items()}
+        with _naming(self.path):
+            self._file.write(json.dumps({**numbers, "step": int(row["step"])}) + "\n")
+        return numbers
 
     def read(self) -> list[dict[str, float]]:
         """All rows; a last line that a kill cut short does not count."""
@@ -201,30 +258,41 @@ class Progress:
     """A bar with the time left on a terminal, a log line now and then elsewhere."""
 
     def __init__(self, total: int, done: int):
-        self._quiet = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, disable=self._quiet, unit="step")
-        self._total = total
-        self._recent = collections.deque([(time.monotonic(), done)], maxlen=50)
-        self._line = done
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            disable=not self._terminal,
+            bar_format="{n_fmt}/{total_fmt} {bar:8} {remaining} {desc}",
+        )
+        self._total, self._line = total, done
+        self._recent: collections.deque[tuple[float, int]] = collections.deque([], 50)
+        self._logging = logging_redirect_tqdm()
+
+    def __enter__(self) -> Self:
+        self._logging.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._logging.__exit__(None, None, None)
 
     def show(self, step: int, text: str) -> None:
         """Shows the step that has been reached, and some numbers."""
         self._recent.append((time.monotonic(), step))
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
-        if self._quiet and (step - self._line) * 10 >= self._total:
+        if not self._terminal and (step - self._line) * 10 >= self._total:
             self._line = step
             left = (self._total - step) / max(self.rate(), 1e-9)
             logger.info("step %d of %d, %.0f s left, %s", step, self._total, left, text)
 
     def rate(self) -> float:
-        """Steps per second of late."""
+        """Steps per second of late; 0 at first."""
+        if len(self._recent) < 2:
+            return 0.0
         (began, first), (now, last) = self._recent[0], self._recent[-1]
-        return (last - first) / (now - began) if now > began else 0.0
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.close()
+        return (last - first) / (now - began)
 
 
 class Interruption:

@@ -36,6 +36,7 @@ def launch(experiment, workdir, *arguments):
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
 
 

@@ -139,32 +139,31 @@ def minimize(
     data: Any,
     key: Array,
     steps: range,
-) -> Iterator[tuple[int, State, dict[str, float] | None]]:
-    """Steps through `steps`, yielding after each one without waiting for it.
+) -> Iterator[tuple[State, Metrics]]:
+    """Takes the steps with these numbers, without waiting for any of them to finish.
 
     Yields:
-        The number of steps done, the state after them (valid until the next turn,
-        which donates it), and the metrics of a step that has been finished by now, a
-        few behind the newest; the last ones come with the last state.
+        The state after each step (valid until the next turn, which donates it) and the
+        step's metrics, both still on the device and perhaps still being computed.
 
     Raises:
         FloatingPointError: The loss stayed non-finite whatever the step's length.
     """
     flying: collections.deque[Metrics] = collections.deque()
-    for number in steps:
+    for _ in steps:
         state, metrics = step(state, data, key)
         flying.append(metrics)
-        landed = _land(flying) if len(flying) > RUN_AHEAD else None
-        yield number + 1, state, landed
+        if len(flying) > RUN_AHEAD:
+            _land(flying)
+        yield state, metrics
     while flying:
-        yield steps.stop, state, _land(flying)
+        _land(flying)
 
 
-def _land(flying: collections.deque[Metrics]) -> dict[str, float]:
-    metrics = {k: float(v) for k, v in jax.device_get(flying.popleft()).items()}
-    if metrics["damping"] < SMALLEST_DAMPING:
+def _land(flying: collections.deque[Metrics]) -> None:
+    """Waits for the oldest step in flight."""
+    if float(flying.popleft()["damping"]) < SMALLEST_DAMPING:
         raise FloatingPointError(
             "the loss is not finite, however small the step: check the weights, and"
             " lower the learning rate or the loss weights"
         )
-    return metrics

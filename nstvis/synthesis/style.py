@@ -98,11 +98,17 @@ class Aim(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """One moment of a transfer: steps done, the loop's state, a step's metrics."""
+    """One moment of a transfer.
+
+    Attributes:
+        step: Steps done.
+        state: The loop's state, valid until the next moment.
+        metrics: J, J_content, J_style and more of the last step; None before the first.
+    """
 
     step: int
     state: minimize.State
-    metrics: dict[str, float] | None
+    metrics: minimize.Metrics | None
 
 
 def stylize(
@@ -181,9 +187,9 @@ class StyleTransfer:
             _log_objective(aim, self.settings)
             steps = range(max(i * each, done), (i + 1) * each)
             program = self._programs[i]
-            for moment in minimize.minimize(program, state, aim, key, steps):
-                state = moment[1]
-                yield Moment(*moment)
+            taken = minimize.minimize(program, state, aim, key, steps)
+            for number, (state, metrics) in zip(steps, taken, strict=True):
+                yield Moment(number + 1, state, metrics)
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
@@ -200,8 +206,8 @@ class StyleTransfer:
         return images.to_image(self.array(state), alpha)
 
     def flops(self, step: int) -> float:
-        """Floating point operations of the step with this number, by XLA's count."""
-        program = self._programs[min(step // self.settings.steps, len(self._sides) - 1)]
+        """Floating point operations of a step, counted from 1, by XLA's account."""
+        program = self._programs[(step - 1) // self.settings.steps]
         return (program.cost_analysis() or {}).get("flops", 0.0)
 
     def _pictures(self, side: int) -> tuple[Array, list[Array]]:
