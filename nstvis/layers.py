@@ -34,7 +34,8 @@ class Chain(nnx.Module):
     def __init__(self, layers: dict[str, Callable[[Array], Array]], last: str | None):
         names = tuple(layers)
         self.logits = names[-1]
-        self.names = names[: names.index(last) + 1] if last in names else names
+        end = names.index(last.removesuffix("_pre")) if last else len(names)
+        self.names = names[: end + 1]
         for name in self.names:
             setattr(self, name, layers[name])
 

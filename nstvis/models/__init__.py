@@ -25,6 +25,7 @@ from jax import Array
 
 from nstvis import plugins
 from nstvis import weights as weights_io
+from nstvis.errors import unknown
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -80,6 +81,8 @@ def load(
         ValueError: No such network or layer, or the weights do not fit.
         FileNotFoundError: No such file.
     """
+    if last is not None and last not in (known := layers(name)):
+        raise ValueError(unknown(f"layer of {name}", last, known))
     module = plugins.find("model", name, FOLDER)
     whole = _abstract(module, pooling, None)
     wanted = _abstract(module, pooling, last)

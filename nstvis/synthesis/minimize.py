@@ -151,10 +151,10 @@ def minimize(
     """
     flying: collections.deque[Metrics] = collections.deque()
     for _ in steps:
+        if len(flying) == RUN_AHEAD:
+            _land(flying)  # before the next step donates the state that is held
         state, metrics = step(state, data, key)
         flying.append(metrics)
-        if len(flying) > RUN_AHEAD:
-            _land(flying)
         yield state, metrics
     while flying:
         _land(flying)

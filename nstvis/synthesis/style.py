@@ -6,8 +6,10 @@ A generated image G starts as noise and its pixels are moved to minimise
 J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 """
 
+import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -173,7 +175,7 @@ class StyleTransfer:
         """
         key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
         each = self.settings.steps
-        first = max(0, done - 1) // each if each else 0
+        first = max(0, done - 1) // each
         state = None
         for i, side in enumerate(self._sides[first:], first):
             aim = self._aim(self._params, *self._pictures(side))
@@ -230,7 +232,9 @@ class StyleTransfer:
         have = f"{need / 1e9:.2f} GB of memory, {free / 1e9:.1f} GB are free"
         logger.info("a step at %d x %d pixels needs %s", width, height, have)
         if need > free:
-            fits = int(self._sides[-1] * (0.9 * free / need) ** 0.5)
+            fixed = sum(x.nbytes for x in jax.tree.leaves(self._params))
+            share = max(0, free - fixed) / (need - fixed)
+            fits = int(self._sides[-1] * (0.9 * share) ** 0.5)
             raise MemoryError(
                 f"a step at {width} x {height} pixels needs {have}: lower the size,"
                 f" {fits} should fit"
@@ -381,12 +385,15 @@ def _check(settings: Settings, styles: Sequence[Image.Image]) -> None:
     for field, choices in {
         "units": objectives.UNITS,
         "preserve_color": ("no", "luminance", "histogram"),
+        "pooling": ("max", "average"),
     }.items():
         if getattr(settings, field) not in choices:
             raise ValueError(unknown(field, getattr(settings, field), choices))
-    for field, least in {"scales": 1, "steps": 0, "size": 1, "jitter": 0}.items():
+    for field, least in {"scales": 1, "steps": 1, "size": 1, "jitter": 0}.items():
         if getattr(settings, field) < least:
             raise ValueError(f"{field} should be at least {least}")
+    if settings.tv_power not in (1, 2):
+        raise ValueError(f"tv_power is 1 or 2, not {settings.tv_power}")
     if settings.style_scale <= 0:
         raise ValueError("style_scale should be positive")
     if not styles:
@@ -428,10 +435,10 @@ def _batch(image: Image.Image) -> Array:
 
 
 def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} in {where!r} should be a number") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise ValueError(f"{text!r} in {where!r} should be a number")
 
 
 def _log_objective(aim: Aim, settings: Settings) -> None:

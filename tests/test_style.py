@@ -1,0 +1,337 @@
+"""Style transfer, end to end on a small network with random filters."""
+
+import dataclasses
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from nstvis import devices, images, models
+from nstvis.synthesis import style
+
+# A whole transfer in a second: the first three layers, one size, a few steps.
+QUICK = style.Settings(
+    weights="random",
+    content_layers="conv2",
+    style_layers="conv1,conv2",
+    size=40,
+    scales=1,
+    steps=3,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(cache):
+    """Most transfers here run the same program."""
+    devices.keep_compiled()
+    compilation_cache.reset_cache()  # JAX looks only once whether there is one
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def quick(**changes):
+    return dataclasses.replace(QUICK, **changes)
+
+
+def picture(width, height, seed=0, mode="RGB"):
+    """Draws smooth random colours."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (6, 8, len(mode)), np.uint8)
+    return Image.fromarray(small, mode=None).resize((width, height), Image.BICUBIC)
+
+
+CONTENT, STYLE = picture(50, 40), picture(48, 36, seed=1)
+
+
+def paint(content=CONTENT, styles=(STYLE,), **changes):
+    return style.stylize(content, styles, quick(**changes))
+
+
+def losses(content=CONTENT, styles=(STYLE,), **changes):
+    painting = style.StyleTransfer(content, styles, quick(**changes))
+    moments = [moment.metrics for moment in painting.run() if moment.metrics]
+    return [{k: float(v) for k, v in metrics.items()} for metrics in moments]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return models.load("alexnet_small", "random", last="conv2")
+
+
+def batch(image):
+    return jnp.asarray(images.to_array(image))[None]
+
+
+# The picture that comes out.
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((100, 75), (100, 75)), ((57, 101), (56, 100))]
+)
+def test_the_result_has_the_contents_aspect_ratio(size, expected):
+    result = paint(picture(*size), size=100, steps=1)
+    assert (result.mode, result.size) == ("RGB", expected)
+
+
+def test_the_result_has_the_contents_transparency():
+    content = picture(80, 64, mode="RGBA")
+    content.putalpha(Image.linear_gradient("L").resize((80, 64)))
+    result = paint(content)
+    assert (result.mode, result.size) == ("RGBA", (40, 32))
+    expected = content.getchannel("A").resize((40, 32), Image.LANCZOS)
+    np.testing.assert_array_equal(result.getchannel("A"), expected)
+
+
+def test_sizes_go_from_coarse_to_fine():
+    painting = style.StyleTransfer(CONTENT, [STYLE], quick(size=80, scales=2))
+    moments = [(m.step, m.state.canvas.shape) for m in painting.run()]
+    assert painting.steps == 6
+    coarse, fine = (1, 32, 40, 3), (1, 64, 80, 3)
+    assert dict(moments) == {n: coarse if n <= 3 else fine for n in range(7)}
+
+
+def test_a_seed_decides_every_byte():
+    first, again, other = (paint(seed=seed).tobytes() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("preserve_color", ["no", "luminance", "histogram"])
+@pytest.mark.parametrize("name", ["black", "orange"])
+def test_pictures_of_a_single_color_are_painted(name, preserve_color):
+    plain = Image.new("RGB", (50, 40), name)
+    reports = losses(plain, [plain], preserve_color=preserve_color)
+    assert all(np.isfinite(report["J"]) for report in reports)
+    assert all(report["damping"] == 1 for report in reports)
+
+
+# The objective.
+
+
+@pytest.mark.parametrize("optimizer", style.LEARNING_RATES)
+def test_every_optimizer_lowers_the_loss(optimizer):
+    reports = losses(optimizer=optimizer, steps=20, jitter=0)
+    assert reports[-1]["J"] < 0.8 * reports[0]["J"]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    weights = {"alpha": 3.0, "beta": 7.0, "gamma": 0.5}
+    for report in losses(**weights):
+        terms = [report[name] for name in ("J_content", "J_style", "TV")]
+        assert min(terms) > 0
+        expected = sum(w * t for w, t in zip(weights.values(), terms, strict=True))
+        assert report["J"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_layers_weigh_what_they_are_told(network):
+    forward, params = network
+    contributions = []
+    for layers in ("conv1:2", "conv2:0.5", "conv1:2,conv2:0.5"):
+        settings = quick(style_layers=layers)
+        aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
+        objective = style.make_objective(forward, settings)
+        _, metrics = objective(batch(picture(50, 40, 3)), aim, jax.random.key(0))
+        contributions.append(float(metrics["J_style"]))
+    assert contributions[2] == pytest.approx(sum(contributions[:2]), rel=1e-4)
+
+
+def test_styles_are_blended_by_their_weights(network):
+    forward, params = network
+    styles = [batch(STYLE), batch(picture(40, 40, seed=2))]
+
+    def grams(styles, blend):
+        settings = quick(style_blend=blend)
+        return style.make_aim(forward, settings)(params, batch(CONTENT), styles).grams
+
+    one, other = (grams([s], "") for s in styles)
+    for blend, share in {"": 0.5, "3,1": 0.75, "0, 2": 0}.items():
+        for name, found in grams(styles, blend).items():
+            expected = share * one[name] + (1 - share) * other[name]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_jitter_rolls_canvas_and_content_alike(network):
+    forward, params = network
+    # The variation would drown the rest.
+    rolling = quick(jitter=3, units="neural_style", beta=1.0, gamma=1e-8)
+    still = dataclasses.replace(rolling, jitter=0)
+    # Noise, so that no two shifts have the same loss.
+    canvas, content, painting = (
+        jax.random.uniform(jax.random.key(i), (1, 40, 51, 3), maxval=255)
+        for i in range(3)
+    )
+    make_aim = jax.jit(style.make_aim(forward, still))
+
+    def loss_of(settings):
+        objective = style.make_objective(forward, settings)
+        return jax.jit(jax.value_and_grad(lambda *args: objective(*args)[0]))
+
+    key, fixed = jax.random.key(0), {}
+    in_place, rolled = loss_of(still), loss_of(rolling)
+    for shift in np.ndindex(3, 3):
+        target = make_aim(params, jnp.roll(content, shift, (1, 2)), [painting])
+        moved = jnp.roll(canvas, shift, (1, 2))
+        loss, gradient = in_place(moved, target, key)
+        fixed[shift] = loss, jnp.roll(gradient, (-shift[0], -shift[1]), (1, 2))
+    values = np.array([loss for loss, _ in fixed.values()])
+    assert np.diff(np.sort(values)).min() > 1e-5 * values.mean()  # told apart
+    aim, seen = make_aim(params, content, [painting]), set()
+    for seed in range(12):
+        loss, gradient = rolled(canvas, aim, jax.random.key(seed))
+        shift = list(fixed)[np.abs(values - loss).argmin()]
+        np.testing.assert_allclose(loss, fixed[shift][0], rtol=1e-5)
+        error = np.linalg.norm(gradient - fixed[shift][1])
+        assert error < 1e-4 * np.linalg.norm(gradient)
+        seen.add(shift)
+    assert len(seen) > 4
+
+
+def test_lbfgs_has_the_same_objective_at_every_step(network):
+    forward, params = network
+    settings = quick(optimizer="lbfgs", jitter=8)
+    aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
+    objective = style.make_objective(forward, settings)
+    canvas = batch(picture(50, 40, 3))
+    found = {float(objective(canvas, aim, jax.random.key(i))[0]) for i in range(3)}
+    assert len(found) == 1
+
+
+# Sizes, starts and colours.
+
+
+def test_style_scale_is_the_size_of_the_style(monkeypatch):
+    sides, resize = [], images.resize
+
+    def spy(image, side):
+        sides.append(side) if image is STYLE else None
+        return resize(image, side)
+
+    monkeypatch.setattr(images, "resize", spy)
+    for scale, side in {2.0: 80, 0.1: style.SHORTEST_SIDE}.items():
+        sides.clear()
+        style.StyleTransfer(CONTENT, [STYLE], quick(style_scale=scale))
+        assert set(sides) == {side}
+
+
+def test_the_canvas_starts_as_asked(tmp_path):
+    content = batch(CONTENT)
+
+    def start(name, seed=0):
+        key = jax.random.key(seed)
+        return style.first_canvas(content, quick(start=name), key)
+
+    np.testing.assert_array_equal(start("content"), content)
+    noise = start("noise")
+    assert noise.shape == content.shape
+    assert noise.min() >= 0 and noise.max() <= 255
+    assert abs(noise.mean() - 128) < 2 and abs(noise.std() - 40) < 2
+    assert np.any(noise != start("noise", seed=1))
+    STYLE.save(tmp_path / "start.png")
+    expected = batch(STYLE.resize(CONTENT.size))
+    np.testing.assert_array_equal(start(str(tmp_path / "start.png")), expected)
+
+
+def test_luminance_keeps_the_contents_chroma():
+    settings = quick(preserve_color="luminance", steps=5)
+    painting = style.StyleTransfer(CONTENT, [STYLE], settings)
+    *_, last = painting.run()
+    content = images.to_array(images.resize(CONTENT, 40))
+    # Rows I and Q of the matrix from RGB to YIQ.
+    chroma = np.array([[0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]).T
+    found = painting.array(last.state)
+    np.testing.assert_allclose(found @ chroma, content @ chroma, atol=0.05)
+    luma = np.array([0.299, 0.587, 0.114])
+    painted = np.asarray(last.state.best[0])
+    np.testing.assert_allclose(found @ luma, painted @ luma, atol=0.05)
+    assert np.abs(painted @ chroma - content @ chroma).max() > 10
+
+
+def test_histogram_recolors_the_style():
+    arrays = images.to_array(STYLE), images.to_array(CONTENT)
+    recolored = images.to_image(images.match_colors(*arrays))
+    found = paint(preserve_color="histogram")
+    assert found.tobytes() == paint(styles=[recolored]).tobytes()
+    assert found.tobytes() != paint().tobytes()
+
+
+# What the user is told.
+
+
+def test_layer_weights_are_1_unless_given():
+    assert style.layer_weights("conv1:0.5, conv2") == {"conv1": 0.5, "conv2": 1.0}
+    assert style.layer_weights("conv1:1e3,") == {"conv1": 1000.0}
+    assert style.layer_weights("") == {}
+    with pytest.raises(ValueError, match="'much' in 'conv1:much' should be a number"):
+        style.layer_weights("conv1:much")
+
+
+def test_style_blend_sums_to_1():
+    assert style.style_blend("", 4) == [0.25] * 4
+    assert style.style_blend("2,1,1", 3) == [0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("blend", ["1", "1,2,3", "-1,2", "0,0", "1,", "a,b"])
+def test_a_style_blend_that_does_not_fit_is_refused(blend):
+    with pytest.raises(ValueError, match="number"):
+        style.style_blend(blend, 2)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": "alexnet_smal"}, "did you mean 'alexnet_small'"),
+        ({"content_layers": "cnv2"}, "did you mean 'conv2'"),
+        ({"style_layers": "conv1,convv5"}, "did you mean 'conv5'"),
+        ({"units": "balance"}, "did you mean 'balanced'"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"preserve_color": "histgram"}, "did you mean 'histogram'"),
+        ({"pooling": "median"}, "there are max, average"),
+        ({"size": 39}, "short side is below 32 pixels"),
+        ({"style_blend": "1,1"}, "should be 1 positive number"),
+        ({"style_scale": 0.0}, "style_scale should be positive"),
+        ({"scales": 0}, "scales should be at least 1"),
+        ({"steps": 0}, "steps should be at least 1"),
+        ({"tv_power": 3}, "tv_power is 1 or 2"),
+        ({"style_blend": "nan"}, "should be a number"),
+        ({"pooling": "maxx"}, "did you mean 'max'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_advice(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        paint(**changes)
+
+
+def test_a_transfer_needs_a_style():
+    with pytest.raises(ValueError, match="at least one style"):
+        paint(styles=[])
+
+
+def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
+    monkeypatch.setattr(devices, "free_memory", lambda: 10**6)
+    with pytest.raises(MemoryError, match=r"40 x 32 pixels.*lower the size, \d+"):
+        paint()
+
+
+def test_random_filters_are_said_aloud(caplog):
+    with caplog.at_level(logging.WARNING):
+        paint(steps=1, seed=5)
+    assert "random (seed 5), not trained" in caplog.text
+
+
+def test_the_log_tells_the_objective_in_canonical_units(caplog):
+    with caplog.at_level(logging.INFO):
+        settings = {"units": "ng", "alpha": 10.0, "beta": 40.0, "gamma": 0.5}
+        paint(**settings, style_layers="conv1:0.2,conv2", steps=1)
+    line = next(m for m in caplog.messages if "J_content" in m)
+    assert line.startswith("40 x 32: J = ")
+    # conv2 has 192 channels at 10 x 8 positions, of which Ng takes half the mean.
+    alpha = f"{10 / (2 * 192 * 9 * 7):.3g}"
+    assert line.endswith(
+        f"{alpha} J_content(conv2) + 8 E(conv1) + 40 E(conv2) + 0.5 TV"
+    )
