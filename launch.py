@@ -6,10 +6,20 @@ import pathlib
 import sys
 import traceback
 
+import jax
 from absl import flags
 
 from nstvis import devices, plugins, runs
 
+# What a user's mistake, a full disk or a full GPU raises; a bug shows its traceback.
+EXPECTED = (
+    ValueError,
+    OSError,
+    MemoryError,
+    FloatingPointError,
+    flags.Error,
+    jax.errors.JaxRuntimeError,
+)
 EXPERIMENTS = pathlib.Path(__file__).parent / "experiments"
 
 
@@ -42,11 +52,12 @@ def main(argv: list[str]) -> int:
         runs.claim(workdir, values.experiment, config)
         claimed = workdir
         return experiment.run(config, workdir) or 0
-    except (ValueError, OSError, MemoryError, FloatingPointError, flags.Error) as error:
+    except EXPECTED as error:
         if claimed is not None:
             with contextlib.suppress(OSError):
                 (claimed / "error.txt").write_text(traceback.format_exc())
-        print(f"error: {error}", file=sys.stderr)
+        message, *_ = str(error).splitlines() or [repr(error)]
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

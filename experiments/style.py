@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import pathlib
 
+import numpy as np
 from PIL import Image
 
 from nstvis import assets, images, runs
@@ -30,7 +31,7 @@ class Config(Settings):
     content: str = "demo"
     # Style pictures: paths separated by commas, or demo.
     style: str = "demo"
-    # Name of the result: .png or .jpg, or .tif for 16 bits per channel.
+    # Name of the result: .png, .jpg, or .tif for 16 bits per channel.
     output: str = "G.png"
     # Steps between two progress pictures.
     frame_every: int = 125
@@ -60,7 +61,7 @@ PRESETS = {
     "gatys2015": dataclasses.replace(
         _GATYS, units="gatys2015", beta=1000.0, optimizer="lbfgs", steps=500
     ),
-    # The defaults of neural-style-pt, but for Adam in place of L-BFGS.
+    # The losses of neural-style-pt with its default weights, and its Adam.
     "neural_style": dataclasses.replace(
         _VGG,
         units="neural_style",
@@ -86,37 +87,44 @@ PRESETS = {
 
 def run(config: Config, workdir: pathlib.Path) -> int:
     """Paints, or goes on painting where the same command was interrupted."""
-    if config.frame_every < 1:
-        raise ValueError("frame_every should be at least 1")
+    _check(config)
     content, styles = _open(config)
     checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
-    losses = workdir / "loss.png"  # written last
+    losses = workdir / "loss.png"  # written last, so a mark of the end
     if done == config.steps * len(long_sides(content.size, config)) and losses.exists():
         logger.info("finished already: %s", workdir / config.output)
         return 0
+    losses.unlink(missing_ok=True)
     painting = StyleTransfer(content, styles, config)
     if done:
         logger.info("going on after step %d of %d", done, painting.steps)
     (workdir / "frames").mkdir(exist_ok=True)
+    steps = range(1, painting.steps + 1)
     with (
         runs.interruptible() as interruption,
         runs.Metrics(workdir, done) as metrics,
-        runs.Progress(painting.steps, done) as progress,
+        runs.Progress(list(map(painting.flops, steps)), done) as progress,
     ):
-        for moment in painting.run(done, checkpoints.restore):
-            if moment.metrics and (row := metrics.write(moment.metrics)):
-                progress.show(int(row["step"]), _numbers(row, painting, progress))
-            if moment.step % config.frame_every == 0:
-                _keep_frame(painting, moment, config, workdir)
-            if checkpoints.due() or interruption.signal:
-                metrics.flush()
-                checkpoints.save(moment.step, moment.state)
-            if interruption.signal:
-                break
+        try:
+            for moment in painting.run(done, checkpoints.restore):
+                step = moment.step
+                if moment.metrics and (row := metrics.write(moment.metrics)):
+                    progress.show(int(row["step"]), _numbers(row))
+                if step % config.frame_every == 0 or step == painting.steps:
+                    _keep_frame(painting, moment, config, workdir)
+                if checkpoints.due() or interruption.signal:
+                    metrics.flush()
+                    checkpoints.save(step, moment.state)
+                    _keep_result(painting, moment, config, workdir)
+                if interruption.signal:
+                    break
+        except FloatingPointError:
+            _keep_result(painting, moment, config, workdir)
+            raise
         if row := metrics.flush():
-            progress.show(int(row["step"]), _numbers(row, painting, progress))
-        _keep_frame(painting, moment, config, workdir)
+            progress.show(int(row["step"]), _numbers(row))
+        _keep_result(painting, moment, config, workdir)
         checkpoints.save(moment.step, moment.state)
         _film(workdir)
         metrics.plot(losses, ["J", "J_content", "J_style"])
@@ -129,6 +137,14 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     return 0
 
 
+def _check(config: Config) -> None:
+    if config.frame_every < 1:
+        raise ValueError("frame_every should be at least 1")
+    images.check_suffix(config.output)
+    if pathlib.Path(config.output).name in ("film.png", "loss.png"):
+        raise ValueError(f"output={config.output} is the name of another picture")
+
+
 def _open(config: Config) -> tuple[Image.Image, list[Image.Image]]:
     """Reads the content picture and the style pictures."""
 
@@ -136,20 +152,33 @@ def _open(config: Config) -> tuple[Image.Image, list[Image.Image]]:
         demo = assets.FOLDER / f"demo_{kind}.jpg"
         return images.read(demo if path == "demo" else path)
 
-    styles = [read(path.strip(), "style") for path in config.style.split(",")]
+    one = pathlib.Path(config.style).is_file()  # perhaps with a comma in its name
+    paths = [config.style] if one else config.style.split(",")
+    styles = [read(path.strip(), "style") for path in paths]
     return read(config.content, "content"), styles
 
 
 def _keep_frame(
     painting: StyleTransfer, moment: Moment, config: Config, workdir: pathlib.Path
 ) -> None:
-    """Writes the best picture so far, as the result and as a frame of the film."""
+    """Writes the best picture so far as a frame of the film, and as the result."""
+    frame = workdir / "frames" / f"{moment.step:06}.png"
+    images.write(frame, painting.picture(moment.state))
+    _keep_result(painting, moment, config, workdir)
+
+
+def _keep_result(
+    painting: StyleTransfer, moment: Moment, config: Config, workdir: pathlib.Path
+) -> None:
+    """Writes the best picture so far, with the settings that made it."""
     picture = painting.picture(moment.state)
     settings = dataclasses.asdict(config) | {"step": moment.step}
-    images.write(workdir / "frames" / f"{moment.step:06}.png", picture, settings)
-    sixteen_bits = config.output.lower().endswith((".tif", ".tiff"))
-    result = painting.array(moment.state) if sixteen_bits else picture
-    images.write(workdir / config.output, result, settings)
+    if pathlib.Path(config.output).suffix.lower() not in (".tif", ".tiff"):
+        return images.write(workdir / config.output, picture, settings)
+    array = painting.array(moment.state)
+    if picture.mode == "RGBA":
+        array = np.dstack([array, np.asarray(picture.getchannel("A"))])
+    images.write(workdir / config.output, array, settings)
 
 
 def _film(workdir: pathlib.Path) -> None:
@@ -163,10 +192,7 @@ def _film(workdir: pathlib.Path) -> None:
     images.write(workdir / "film.png", strip)
 
 
-def _numbers(
-    row: dict[str, float], painting: StyleTransfer, progress: runs.Progress
-) -> str:
+def _numbers(row: dict[str, float]) -> str:
     losses = (f"{name}={row[name]:.3g}" for name in ("J", "J_content", "J_style"))
-    speed = painting.flops(int(row["step"])) * progress.rate() / 1e9
     note = "" if row["damping"] == 1 else f" damping={row['damping']:.2g}"
-    return f"{' '.join(losses)} {speed:.0f} GFLOP/s{note}"
+    return f"{' '.join(losses)}{note}"

@@ -1,10 +1,13 @@
 """What the machine has: compiled programs kept between runs, and memory."""
 
+import contextlib
 import os
 import pathlib
 
 import jax
 import psutil
+
+CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def cache_folder() -> pathlib.Path:
@@ -46,4 +49,8 @@ def free_memory() -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, if any
+        limit = int((CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((CGROUP / "memory.current").read_text()))
+    return free

@@ -49,7 +49,12 @@ def read(path: str | os.PathLike) -> Image.Image:
         ValueError: The file is too large, broken, or not a picture.
     """
     with _opened(Path(path)) as image:
-        return _normalized(ImageOps.exif_transpose(image), Path(path))
+        return normalized(image)
+
+
+def normalized(image: Image.Image) -> Image.Image:
+    """Does to a picture opened with Pillow what `read` does to a file."""
+    return _in_srgb(ImageOps.exif_transpose(image))
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -100,20 +105,27 @@ def write(
     Args:
         path: Ends in .png, .jpg, .jpeg (transparency is blended with white), .tif or
             .tiff (16 bits per channel from an array). An existing file is replaced.
-        picture: An image, or colours [height, width, 3] in 0..255.
+        picture: An image, or colours [height, width, 3] in 0..255; a .tif takes a
+            fourth channel, transparency, too.
         settings: What made the picture, as JSON-able values; kept in the file's
             metadata for `read_settings`.
     """
     path = Path(path)
-    encode = _ENCODERS.get(path.suffix.lower())
-    if encode is None:
-        accepted = ", ".join(_ENCODERS)
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}; use {accepted}")
+    check_suffix(path)
+    encode = _ENCODERS[path.suffix.lower()]
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; make {path.parent} first")
     note = None if settings is None else json.dumps(settings)
     with _replacing(path) as file:
         encode(file, picture, note)
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Raises a ValueError if `write` knows no format of this suffix."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in _ENCODERS:
+        accepted = ", ".join(_ENCODERS)
+        raise ValueError(f"{path}: unknown suffix {suffix!r}; use {accepted}")
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: cannot read this picture: {error}") from error
 
 
-def _normalized(image: Image.Image, path: Path) -> Image.Image:
+def _in_srgb(image: Image.Image) -> Image.Image:
     """Converts a decoded picture of any mode to sRGB, with alpha where it matters."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
@@ -245,7 +257,7 @@ def _normalized(image: Image.Image, path: Path) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    picture = _to_srgb(image.convert(mode), profile, path)
+    picture = _to_srgb(image.convert(mode), profile)
     if alpha is not None and alpha.getextrema() != (255, 255):
         picture.putalpha(alpha)
     # Pillow would write what is left here, such as a comment, into the next file.
@@ -263,7 +275,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(_quantized(values, np.uint8))
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None, path: Path) -> Image.Image:
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     """Converts mode L, RGB or CMYK to RGB through the picture's colour profile."""
     if icc is None:
         return image.convert("RGB")
@@ -274,13 +286,17 @@ def _to_srgb(image: Image.Image, icc: bytes | None, path: Path) -> Image.Image:
         profile = ImageCms.getOpenProfile(io.BytesIO(icc))
         return ImageCms.buildTransform(profile, srgb, image.mode, "RGB").apply(image)
     except (OSError, ImageCms.PyCMSError) as error:
-        _log.warning("%s: colour profile ignored: %s", path, error)
+        _log.warning("a broken colour profile is ignored: %s", error)
         return image.convert("RGB")
 
 
-def _colors(array: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
+def _colors(
+    array: npt.ArrayLike,
+    dtype: npt.DTypeLike = np.float32,
+    channels: tuple[int, ...] = (3,),
+) -> np.ndarray:
     colors = np.asarray(array, dtype)
-    if colors.ndim != 3 or colors.shape[-1] != 3:
+    if colors.ndim != 3 or colors.shape[-1] not in channels:
         raise ValueError(f"colours must be [height, width, 3], not {colors.shape}")
     return colors
 
@@ -343,9 +359,15 @@ def _write_tiff(file: BinaryIO, picture: Any, note: str | None) -> None:
         mode = "RGBA" if picture.has_transparency_data else "RGB"
         samples = np.asarray(picture.convert(mode))
     else:
-        samples = _quantized(_colors(picture), np.uint16)
-    # Without metadata=None, tifffile would add a description of its own.
-    tifffile.imwrite(file, samples, photometric="rgb", description=note, metadata=None)
+        samples = _quantized(_colors(picture, channels=(3, 4)), np.uint16)
+    tifffile.imwrite(
+        file,
+        samples,
+        photometric="rgb",
+        extrasamples=["unassalpha"] * (samples.shape[-1] - 3),
+        description=note,
+        metadata=None,  # else tifffile adds a description of its own
+    )
 
 
 _ENCODERS = {

@@ -23,7 +23,7 @@ def names(folder: pathlib.Path) -> list[str]:
 
 def summary(path: pathlib.Path) -> str:
     """The first line of a Python file's docstring, read without running the file."""
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 
 

@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -23,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -52,9 +55,11 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> None:
     """
     path = workdir / "run.json"
     asked = {"experiment": experiment, "config": dataclasses.asdict(config)}
+    asked = json.loads(json.dumps(asked))  # tuples become lists, as in the file
     record = asked | {"starts": []}
     workdir.mkdir(parents=True, exist_ok=True)
-    left = {file.name for file in workdir.iterdir()} - {"run.json", "error.txt"}
+    (workdir / "error.txt").unlink(missing_ok=True)
+    left = [file for file in workdir.rglob("*") if file.is_file() and file != path]
     if path.exists():
         earlier = _read_record(path)
         if left:  # a start that failed before it left anything holds nothing
@@ -183,8 +188,9 @@ class Metrics:
     def _land(self) -> dict[str, float]:
         row = jax.device_get(dict(self._late.popleft()))
         numbers = {key: float(value) for key, value in row.items()}
+        plain = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         with _naming(self.path):
-            self._file.write(json.dumps({**numbers, "step": int(row["step"])}) + "\n")
+            self._file.write(json.dumps(plain | {"step": int(row["step"])}) + "\n")
         return numbers
 
     def read(self) -> list[dict[str, float]]:
@@ -206,7 +212,8 @@ class Metrics:
             xlabel="step", yscale="log" if rows else "linear", title="loss"
         )
         for name in names:
-            axes.plot([r["step"] for r in rows], [r[name] for r in rows], label=name)
+            values = np.array([row[name] for row in rows], float)  # null is NaN
+            axes.plot([row["step"] for row in rows], values, label=name)
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=120)
@@ -257,15 +264,17 @@ class Checkpoints:
 class Progress:
     """A bar with the time left on a terminal, a log line now and then elsewhere."""
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, costs: Sequence[float], done: int):
+        """Starts after step `done`; `costs` are the FLOP of all steps, in order."""
+        self._work = [0.0, *itertools.accumulate(cost or 1.0 for cost in costs)]
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total,
+            total=len(costs),
             initial=done,
             disable=not self._terminal,
-            bar_format="{n_fmt}/{total_fmt} {bar:8} {remaining} {desc}",
+            bar_format="{n_fmt}/{total_fmt} {bar:8} {desc}",
         )
-        self._total, self._line = total, done
+        self._line = done
         self._recent: collections.deque[tuple[float, int]] = collections.deque([], 50)
         self._logging = logging_redirect_tqdm()
 
@@ -280,19 +289,22 @@ class Progress:
     def show(self, step: int, text: str) -> None:
         """Shows the step that has been reached, and some numbers."""
         self._recent.append((time.monotonic(), step))
+        text = f"{self._pace(step)}{text}"
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
-        if not self._terminal and (step - self._line) * 10 >= self._total:
+        total = len(self._work) - 1
+        if not self._terminal and (step - self._line) * 10 >= total:
             self._line = step
-            left = (self._total - step) / max(self.rate(), 1e-9)
-            logger.info("step %d of %d, %.0f s left, %s", step, self._total, left, text)
+            logger.info("step %d of %d: %s", step, total, text)
 
-    def rate(self) -> float:
-        """Steps per second of late; 0 at first."""
-        if len(self._recent) < 2:
-            return 0.0
+    def _pace(self, step: int) -> str:
+        """The time left and the speed, by the work of late; nothing at first."""
         (began, first), (now, last) = self._recent[0], self._recent[-1]
-        return (last - first) / (now - began)
+        if last == first or now == began:
+            return ""
+        speed = (self._work[last] - self._work[first]) / (now - began)
+        left = round((self._work[-1] - self._work[step]) / speed)
+        return f"{left // 60}:{left % 60:02} left, {speed / 1e9:.0f} GFLOP/s, "
 
 
 class Interruption:

@@ -89,9 +89,10 @@ def load(
 
 
 def _he_normal(name: str, shape: Shape, seed: int) -> np.ndarray:
-    """Draws a kernel of standard deviation sqrt(2 / fan-in), or a bias of zeros."""
+    """Draws a kernel of standard deviation sqrt(2 / fan-in); norms do nothing."""
     if not name.endswith(".kernel"):
-        return np.zeros(shape, np.float32)
+        ones = name.endswith((".scale", ".var"))
+        return np.full(shape, ones, np.float32)
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     deviation = np.float32(math.sqrt(2 / math.prod(shape[:-1])))
     return deviation * random.standard_normal(shape, np.float32)

@@ -87,16 +87,18 @@ def load(
     whole = _abstract(module, pooling, None)
     wanted = _abstract(module, pooling, last)
     graph, state = nnx.split(wanted)
+    paths = {".".join(map(str, path)): path for path in _flat(state)}
     arrays = weights_io.load(
         weights,
         pathlib.Path(name).stem,
-        {key: leaf.shape for key, leaf in _flat(nnx.split(whole)[1]).items()},
+        {".".join(map(str, k)): v.shape for k, v in _flat(nnx.state(whole)).items()},
         torchvision_names=getattr(module, "TORCHVISION_NAMES", {}),
         torchvision_file=getattr(module, "TORCHVISION_FILE", None),
-        wanted=_flat(state).keys(),
+        wanted=paths.keys(),
         seed=seed,
     )
-    params = flax.traverse_util.unflatten_dict(jax.device_put(arrays), sep=".")
+    flat = {paths[key]: array for key, array in jax.device_put(arrays).items()}
+    params = flax.traverse_util.unflatten_dict(flat)
 
     def forward(params: Params, images: Array) -> dict[str, Array]:
         return nnx.merge(graph, params)(images)
@@ -110,5 +112,5 @@ def _abstract(module: ModuleType, pooling: str, last: str | None) -> nnx.Module:
     )
 
 
-def _flat(state: nnx.State) -> dict[str, Any]:
-    return dict(flax.traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="."))
+def _flat(state: nnx.State) -> dict[tuple, Any]:
+    return dict(flax.traverse_util.flatten_dict(nnx.to_pure_dict(state)))

@@ -1,7 +1,7 @@
 """The one loop: gradient descent on pixels against any objective.
 
 The step is compiled once, its buffers are donated, and it is dispatched from Python
-without waiting for its result: `lax.scan` would take three times as long on XLA:CPU,
+while the ones before it are still running: `lax.scan` would take three times as long on XLA:CPU,
 which runs a loop's body without its thread pool.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -84,6 +85,25 @@ def enlarge(
     )
 
 
+def smooth_gradient(power: float) -> optax.GradientTransformation:
+    """Divides each spatial frequency f of the gradient by f^power.
+
+    Pictures have most of their energy in low frequencies, gradients of networks with
+    strides in high ones, as grids of dots. The largest factor is 1.
+    """
+
+    def smooth(gradient: Array) -> Array:
+        height, width = gradient.shape[1:3]
+        rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+        least = 1 / max(height, width)
+        factors = (np.maximum(np.hypot(rows, columns), least) / least) ** -power
+        spectrum = jnp.fft.rfft2(gradient, axes=(1, 2))
+        spectrum *= factors[None, :, :, None].astype(np.float32)
+        return jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
+
+    return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))
+
+
 def make_step(
     objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
@@ -140,7 +160,7 @@ def minimize(
     key: Array,
     steps: range,
 ) -> Iterator[tuple[State, Metrics]]:
-    """Takes the steps with these numbers, without waiting for any of them to finish.
+    """Takes the steps with these numbers, `RUN_AHEAD` of them in flight at a time.
 
     Yields:
         The state after each step (valid until the next turn, which donates it) and the

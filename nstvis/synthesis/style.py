@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from nstvis.synthesis import minimize, objectives
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_SIDE = 32  # pixels; the least that every network can look at
+SHORTEST_SIDE = 32  # pixels of the smallest pictures that a network is shown
 LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
 
 
@@ -70,10 +71,13 @@ class Settings:
     steps: int = 250
     # Optimiser: adam, lbfgs, or gd, the lecture's G := G - learning_rate dJ/dG.
     optimizer: str = "adam"
-    # Length of a step; 0 takes the optimiser's own default.
+    # Length of a step; 0 takes the optimiser's own default (gd: in balanced units).
     learning_rate: float = 0.0
-    # G is rolled by up to this many pixels at every step, against a grid of dots.
-    # L-BFGS needs the same objective at every step and takes none.
+    # Adam sees the gradient's frequencies f divided by f^smoothing: 0 is plain Adam,
+    # more paints broad strokes before fine ones.
+    smoothing: float = 0.5
+    # G is rolled by a random number of pixels below this, down and to the right, at
+    # every step, so that the network's strides leave no grid. L-BFGS needs the same objective at every step and takes none.
     jitter: int = 8
     # Seed of all randomness.
     seed: int = 0
@@ -148,17 +152,17 @@ class StyleTransfer:
         """Raises what `stylize` does."""
         _check(settings, styles)
         self.settings = settings
-        self.content = content
-        self._styles = styles
+        self.content = images.normalized(content)
+        self._styles = [images.normalized(style) for style in styles]
         if settings.preserve_color == "histogram":
-            self._styles = [_recolored(style, content) for style in styles]
+            self._styles = [_recolored(s, self.content) for s in self._styles]
         forward, self._params = _network(settings)
-        self._aim = jax.jit(make_aim(forward, settings))
+        aim = jax.jit(make_aim(forward, settings))
         self._optimizer = make_optimizer(settings)
         objective = make_objective(forward, settings)
         step = minimize.make_step(objective, self._optimizer)
-        self._sides = long_sides(content.size, settings)
-        self._programs = [self._compile(step, side) for side in self._sides]
+        self._sides = long_sides(self.content.size, settings)
+        self._programs = [self._compile(aim, step, side) for side in self._sides]
         self.steps = settings.steps * len(self._sides)
         self._check_memory()
 
@@ -178,7 +182,8 @@ class StyleTransfer:
         first = max(0, done - 1) // each
         state = None
         for i, side in enumerate(self._sides[first:], first):
-            aim = self._aim(self._params, *self._pictures(side))
+            take_aim, program = self._programs[i]
+            aim = take_aim(self._params, *self._pictures(side))
             if state is None:
                 canvas = first_canvas(aim.content, self.settings, canvas_key)
                 state = restore(minimize.start(canvas, self._optimizer))
@@ -188,7 +193,6 @@ class StyleTransfer:
                 state = minimize.enlarge(state, self._optimizer, height, width)
             _log_objective(aim, self.settings)
             steps = range(max(i * each, done), (i + 1) * each)
-            program = self._programs[i]
             taken = minimize.minimize(program, state, aim, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
                 yield Moment(number + 1, state, metrics)
@@ -209,25 +213,35 @@ class StyleTransfer:
 
     def flops(self, step: int) -> float:
         """Floating point operations of a step, counted from 1, by XLA's account."""
-        program = self._programs[(step - 1) // self.settings.steps]
+        _, program = self._programs[(step - 1) // self.settings.steps]
         return (program.cost_analysis() or {}).get("flops", 0.0)
 
     def _pictures(self, side: int) -> tuple[Array, list[Array]]:
         """The content with this long side, and the styles as the settings scale them."""
-        style_side = max(SHORTEST_SIDE, round(side * self.settings.style_scale))
-        styles = [images.resize(style, style_side) for style in self._styles]
-        return _batch(images.resize(self.content, side)), list(map(_batch, styles))
+        styles = []
+        for style in self._styles:
+            least = math.ceil(SHORTEST_SIDE * max(style.size) / min(style.size))
+            wanted = max(least, round(side * self.settings.style_scale))
+            styles.append(_batch(images.resize(style, wanted)))
+        return _batch(images.resize(self.content, side)), styles
 
-    def _compile(self, step: Any, side: int) -> jax.stages.Compiled:
-        aim = jax.eval_shape(self._aim, self._params, *self._pictures(side))
+    def _compile(
+        self, take_aim: Any, step: Any, side: int
+    ) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+        """Compiles what takes aim and what makes a step, at one size."""
+        options = devices.compile_options()
+        lowered = take_aim.lower(self._params, *self._pictures(side))
+        aim = lowered.out_info
         state = jax.eval_shape(
             lambda canvas: minimize.start(canvas, self._optimizer), aim.content
         )
-        lowered = step.lower(state, aim, jax.random.key(0))
-        return lowered.compile(compiler_options=devices.compile_options())
+        stepping = step.lower(state, aim, jax.random.key(0))
+        return lowered.compile(options), stepping.compile(options)
 
     def _check_memory(self) -> None:
-        need, free = devices.needed_memory(self._programs[-1]), devices.free_memory()
+        """Compares what the largest size needs with what there is, and says both."""
+        need = max(map(devices.needed_memory, self._programs[-1]))
+        free = devices.free_memory()
         width, height = images.fitted_size(self.content.size, self._sides[-1])
         have = f"{need / 1e9:.2f} GB of memory, {free / 1e9:.1f} GB are free"
         logger.info("a step at %d x %d pixels needs %s", width, height, have)
@@ -235,9 +249,10 @@ class StyleTransfer:
             fixed = sum(x.nbytes for x in jax.tree.leaves(self._params))
             share = max(0, free - fixed) / (need - fixed)
             fits = int(self._sides[-1] * (0.9 * share) ** 0.5)
+            hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
             raise MemoryError(
-                f"a step at {width} x {height} pixels needs {have}: lower the size,"
-                f" {fits} should fit"
+                f"a step at {width} x {height} pixels needs {have}: lower the size"
+                f"{hint}"
             )
 
 
@@ -254,6 +269,12 @@ def make_aim(
         features = {name: activations[name] for name in content_weights}
         shares = jnp.asarray(style_blend(settings.style_blend, len(styles)))
         painted = [forward(params, style) for style in styles]
+        for name in {**content_weights, **style_weights}:
+            if any(one[name].size == 0 for one in [activations, *painted]):
+                raise ValueError(
+                    f"{name} sees nothing of a picture this small: raise size, lower"
+                    " scales, or leave that layer out"
+                )
         grams = {
             name: jnp.tensordot(
                 shares, jnp.stack([objectives.gram(one[name]) for one in painted]), 1
@@ -284,6 +305,9 @@ def make_objective(forward: models.Forward, settings: Settings) -> minimize.Obje
 
     def objective(canvas: Array, aim: Aim, key: Array) -> tuple[Array, dict]:
         targets = aim.features
+        variation = units.variation(canvas) * objectives.total_variation(
+            canvas, settings.tv_power
+        )
         if jitter > 1:
             shift = jax.random.randint(key, (2,), 0, jitter)
             canvas = jnp.roll(canvas, shift, (1, 2))
@@ -297,9 +321,6 @@ def make_objective(forward: models.Forward, settings: Settings) -> minimize.Obje
             factor * objectives.style_loss(features[name], aim.grams[name])
             for name, factor in aim.style_factors.items()
         )
-        variation = units.variation(canvas) * objectives.total_variation(
-            canvas, settings.tv_power
-        )
         loss = settings.alpha * content + settings.beta * style
         loss += settings.gamma * variation
         return loss, {"J_content": content, "J_style": style, "TV": variation}
@@ -311,14 +332,21 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     """Returns the optimiser that the settings name.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or it needs a learning rate.
     """
-    if settings.optimizer not in LEARNING_RATES:
-        raise ValueError(unknown("optimizer", settings.optimizer, LEARNING_RATES))
-    rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
-    if settings.optimizer == "adam":
-        return optax.adam(rate, b2=0.99)
-    if settings.optimizer == "lbfgs":
+    name = settings.optimizer
+    if name not in LEARNING_RATES:
+        raise ValueError(unknown("optimizer", name, LEARNING_RATES))
+    if name == "gd" and settings.units != "balanced" and not settings.learning_rate:
+        raise ValueError(
+            f"losses in units={settings.units} have no usual size: give gd a"
+            " learning_rate that suits them"
+        )
+    rate = settings.learning_rate or LEARNING_RATES[name]
+    if name == "adam":
+        smoothing = minimize.smooth_gradient(settings.smoothing)
+        return optax.chain(smoothing, optax.adam(rate, b2=0.99))
+    if name == "lbfgs":
         return optax.lbfgs(rate, memory_size=10)
     return optax.sgd(rate)
 
@@ -392,6 +420,9 @@ def _check(settings: Settings, styles: Sequence[Image.Image]) -> None:
     for field, least in {"scales": 1, "steps": 1, "size": 1, "jitter": 0}.items():
         if getattr(settings, field) < least:
             raise ValueError(f"{field} should be at least {least}")
+    starts = ("noise", "content")
+    if settings.start not in starts and not os.path.isfile(settings.start):
+        raise ValueError(unknown("start or file", settings.start, starts))
     if settings.tv_power not in (1, 2):
         raise ValueError(f"tv_power is 1 or 2, not {settings.tv_power}")
     if settings.style_scale <= 0:
