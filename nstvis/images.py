@@ -54,7 +54,8 @@ def read(path: str | os.PathLike) -> Image.Image:
 
 def normalized(image: Image.Image) -> Image.Image:
     """Does to a picture opened with Pillow what `read` does to a file."""
-    return _in_srgb(ImageOps.exif_transpose(image))
+    name = getattr(image, "filename", "") or "a picture"
+    return _in_srgb(ImageOps.exif_transpose(image), name)
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -247,7 +248,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: cannot read this picture: {error}") from error
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
+def _in_srgb(image: Image.Image, name: str) -> Image.Image:
     """Converts a decoded picture of any mode to sRGB, with alpha where it matters."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
@@ -257,7 +258,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    picture = _to_srgb(image.convert(mode), profile)
+    picture = _to_srgb(image.convert(mode), profile, name)
     if alpha is not None and alpha.getextrema() != (255, 255):
         picture.putalpha(alpha)
     # Pillow would write what is left here, such as a comment, into the next file.
@@ -275,7 +276,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(_quantized(values, np.uint8))
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+def _to_srgb(image: Image.Image, icc: bytes | None, name: str) -> Image.Image:
     """Converts mode L, RGB or CMYK to RGB through the picture's colour profile."""
     if icc is None:
         return image.convert("RGB")
@@ -286,7 +287,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
         profile = ImageCms.getOpenProfile(io.BytesIO(icc))
         return ImageCms.buildTransform(profile, srgb, image.mode, "RGB").apply(image)
     except (OSError, ImageCms.PyCMSError) as error:
-        _log.warning("a broken colour profile is ignored: %s", error)
+        _log.warning("%s: colour profile ignored: %s", name, error)
         return image.convert("RGB")
 
 

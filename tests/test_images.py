@@ -185,6 +185,24 @@ def test_applies_exif_orientation(tmp_path, orientation, suffix):
     np.testing.assert_allclose(array, upright, atol=3)
 
 
+def test_a_picture_opened_with_pillow_is_read_alike(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(noise()).save(tmp_path / "a.png", exif=turned)
+    with Image.open(tmp_path / "a.png") as opened:
+        ours = images.normalized(opened)
+    np.testing.assert_array_equal(ours, images.read(tmp_path / "a.png"))
+    assert ours.size == noise().shape[:2]
+
+
+def test_sixteen_bit_tiff_keeps_transparency(tmp_path):
+    colors = np.dstack([noise().astype(np.float32), np.full(noise().shape[:2], 51.0)])
+    images.write(tmp_path / "a.tif", colors)
+    samples = tifffile.imread(tmp_path / "a.tif")
+    assert samples.dtype == np.uint16
+    assert (samples[..., 3] == 51 * 257).all()
+
+
 # Colour profiles.
 
 

@@ -17,6 +17,17 @@ EVERY_OPTIMIZER = pytest.mark.parametrize(
 )
 
 
+def test_a_smoothed_gradient_is_divided_by_its_frequencies():
+    power, gradient = 0.5, np.random.default_rng(0).normal(size=(1, 12, 15, 3))
+    smooth = minimize.smooth_gradient(power)
+    ours, _ = smooth.update(jnp.asarray(gradient, jnp.float32), smooth.init(None))
+    frequencies = np.hypot(np.fft.fftfreq(12)[:, None], np.fft.fftfreq(15)[None])
+    factors = np.maximum(frequencies * 15, 1) ** -power
+    spectrum = np.fft.fft2(gradient, axes=(1, 2)) * factors[None, :, :, None]
+    expected = np.fft.ifft2(spectrum, axes=(1, 2)).real
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
 def quadratic(canvas, weights, key):
     """Lowest where every pixel is `TARGET`."""
     loss = 0.5 * jnp.sum(weights * (canvas - TARGET) ** 2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 
 import jax
@@ -158,8 +159,7 @@ def test_styles_are_blended_by_their_weights(network):
 
 def test_jitter_rolls_canvas_and_content_alike(network):
     forward, params = network
-    # The variation would drown the rest.
-    rolling = quick(jitter=3, units="neural_style", beta=1.0, gamma=1e-8)
+    rolling = quick(jitter=3, units="neural_style", beta=1.0, gamma=0.0)
     still = dataclasses.replace(rolling, jitter=0)
     # Noise, so that no two shifts have the same loss.
     canvas, content, painting = (
@@ -192,6 +192,16 @@ def test_jitter_rolls_canvas_and_content_alike(network):
     assert len(seen) > 4
 
 
+def test_jitter_leaves_the_variation_alone(network):
+    forward, params = network
+    settings = quick(jitter=8)
+    aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
+    objective, canvas = style.make_objective(forward, settings), batch(CONTENT)
+    told = [objective(canvas, aim, jax.random.key(i))[1] for i in range(3)]
+    assert len({float(metrics["J_style"]) for metrics in told}) == 3
+    assert len({float(metrics["TV"]) for metrics in told}) == 1
+
+
 def test_lbfgs_has_the_same_objective_at_every_step(network):
     forward, params = network
     settings = quick(optimizer="lbfgs", jitter=8)
@@ -209,11 +219,13 @@ def test_style_scale_is_the_size_of_the_style(monkeypatch):
     sides, resize = [], images.resize
 
     def spy(image, side):
-        sides.append(side) if image is STYLE else None
+        sides.append(side) if image.size == STYLE.size else None
         return resize(image, side)
 
     monkeypatch.setattr(images, "resize", spy)
-    for scale, side in {2.0: 80, 0.1: style.SHORTEST_SIDE}.items():
+    assert CONTENT.size != STYLE.size
+    narrow = math.ceil(style.SHORTEST_SIDE * max(STYLE.size) / min(STYLE.size))
+    for scale, side in {2.0: 80, 0.1: narrow}.items():
         sides.clear()
         style.StyleTransfer(CONTENT, [STYLE], quick(style_scale=scale))
         assert set(sides) == {side}
@@ -313,9 +325,19 @@ def test_a_transfer_needs_a_style():
 
 
 def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
-    monkeypatch.setattr(devices, "free_memory", lambda: 10**6)
-    with pytest.raises(MemoryError, match=r"40 x 32 pixels.*lower the size, \d+"):
+    needs = [10**6]
+    monkeypatch.setattr(devices, "free_memory", lambda: needs[-1])
+    with pytest.raises(MemoryError, match=r"40 x 32 pixels.*lower the size$"):
         paint()
+    needed_memory = devices.needed_memory
+    monkeypatch.setattr(
+        devices, "needed_memory", lambda p: needs.append(needed_memory(p)) or needs[-1]
+    )
+    monkeypatch.setattr(devices, "free_memory", lambda: 0.6 * max(needs))
+    with pytest.raises(MemoryError) as refusal:
+        paint(size=320)
+    *_, fits = re.findall(r"\d+ should fit", str(refusal.value))
+    paint(size=int(fits.split()[0]), steps=1)
 
 
 def test_random_filters_are_said_aloud(caplog):
