@@ -58,7 +58,8 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> None:
     asked = json.loads(json.dumps(asked))  # tuples become lists, as in the file
     record = asked | {"starts": []}
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "error.txt").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (workdir / "error.txt").unlink()  # an earlier start's
     left = [file for file in workdir.rglob("*") if file.is_file() and file != path]
     if path.exists():
         earlier = _read_record(path)
