@@ -44,15 +44,15 @@ class Settings:
     # Layers that keep the content, as layer or layer:weight, separated by commas.
     content_layers: str = "conv3"
     # Layers that carry the style, likewise.
-    style_layers: str = "conv1,conv2,conv3,conv4,conv5"
+    style_layers: str = "conv1:2,conv2,conv3,conv4:0.3,conv5:0.3"
     # Units of alpha and beta: balanced, gatys2015, neural_style or ng.
     units: str = "balanced"
     # Alpha, the weight of the content.
     alpha: float = 1.0
     # Beta, the weight of the style.
-    beta: float = 10.0
+    beta: float = 1.5
     # Gamma, the weight of the total variation, which smooths.
-    gamma: float = 1e-4
+    gamma: float = 1e-3
     # Power of the differences in the total variation: 1 or 2.
     tv_power: int = 2
     # Weights of several style pictures, separated by commas; equal if empty.
