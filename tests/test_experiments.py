@@ -158,10 +158,6 @@ def test_style_blends_two_styles_and_keeps_transparency(folder, one_style, tmp_p
     assert blended["J_style"] != pytest.approx(alone["J_style"], rel=1e-2)
 
 
-@pytest.mark.skipif(
-    not (assets.FOLDER / "alexnet_small.safetensors").exists(),
-    reason="nstvis/assets/alexnet_small.safetensors does not exist yet",
-)
 def test_the_defaults_need_no_files_but_the_bundled_ones(tmp_path):
     small = [arg for arg in SMALL if "weights" not in arg]
     done = launch("style", tmp_path / "run", *small)
@@ -171,3 +167,8 @@ def test_the_defaults_need_no_files_but_the_bundled_ones(tmp_path):
     assert chosen == ["bundled", "demo", "demo"]
     first, last = rows(tmp_path / "run")
     assert last["J"] < first["J"]
+
+
+def test_what_was_compiled_is_kept(one_style):
+    cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
+    assert list((cache / "nstvis/xla").iterdir())

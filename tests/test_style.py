@@ -357,3 +357,22 @@ def test_the_log_tells_the_objective_in_canonical_units(caplog):
     assert line.endswith(
         f"{alpha} J_content(conv2) + 8 E(conv1) + 40 E(conv2) + 0.5 TV"
     )
+
+
+FIVE = "conv1,conv2,conv3,conv4,conv5"
+
+
+def test_the_flop_of_a_step_are_those_of_its_convolutions():
+    painting = style.StyleTransfer(
+        CONTENT, [STYLE], quick(size=64, jitter=0, style_layers=FIVE)
+    )
+    # alexnet_small at 64 x 51 pixels: positions, inputs, window and outputs of each.
+    layers = {
+        "conv1": (32 * 26, 3 * 49 * 64),
+        "conv2": (15 * 12, 64 * 25 * 192),
+        "conv3": (7 * 5, 192 * 9 * 384),
+        "conv4": (7 * 5, 384 * 9 * 256),
+        "conv5": (7 * 5, 256 * 9 * 256),
+    }
+    forward = sum(2 * places * weights for places, weights in layers.values())
+    assert 1.8 * forward < painting.flops(1) < 3 * forward  # there and back

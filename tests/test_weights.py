@@ -396,3 +396,10 @@ def test_a_refused_connection_says_what_to_do(server):
 def test_torchvision_does_not_publish_every_model():
     with pytest.raises(ValueError, match="publishes no weights for toynet"):
         load("torchvision")
+
+
+def test_the_card_of_the_bundled_weights_is_theirs():
+    for path in weights.BUNDLED.glob("*.safetensors"):
+        card = path.with_suffix(".md").read_text()
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+        assert path.stat().st_size < 12e6

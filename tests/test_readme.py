@@ -1,0 +1,43 @@
+"""The README keeps its promises: its links lead somewhere, its commands exist."""
+
+import pathlib
+import re
+
+from nstvis import plugins
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_relative_link_leads_to_a_file():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_the_two_commands_stand_there():
+    assert "pip install -r requirements.txt && python launch.py --experiment=style" in (
+        README
+    )
+    assert "pip install -r requirements-dev.txt && python -m pytest" in README
+
+
+def test_every_experiment_has_its_row():
+    for name in plugins.names(ROOT / "experiments"):
+        assert f"[`{name}`](experiments/{name}.py)" in README
+
+
+def test_every_flag_it_names_exists():
+    style = plugins.find("experiment", "style", ROOT / "experiments")
+    fields = style.Config.__dataclass_fields__
+    named = set(re.findall(r"--config\.(\w+)", README)) - {"FIELD"}
+    assert named <= fields.keys()
+
+
+def test_the_tree_is_the_repository():
+    tree = README.partition("## The tree")[2].partition("##")[0]
+    for path in (ROOT / "nstvis").rglob("*"):
+        of_ours = path.suffix == ".py" and path.stem != "__init__"
+        if of_ours and path.parent.name not in ("models", "assets"):
+            assert f" {path.name} " in tree, path
