@@ -15,7 +15,6 @@ os.environ["PYTHONWARNINGS"] = "error"
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax
 import pytest
 
 
