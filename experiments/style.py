@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from nstvis import assets, images, runs
-from nstvis.synthesis.style import Moment, Settings, StyleTransfer, long_sides
+from nstvis.synthesis.style import Moment, StyleTransfer
+from nstvis.synthesis.style_settings import Settings, long_sides
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ _VGG = Config(
     style_layers=_FIRST_OF_EACH_BLOCK,
     size=512,
     scales=1,
+    smoothing=0.0,
     jitter=0,
 )
 _GATYS = dataclasses.replace(

@@ -294,6 +294,31 @@ def test_a_network_of_ones_own_is_loaded_by_its_path(tmp_path):
     np.testing.assert_allclose(found["sum2"][0, 4, 5], expected, rtol=1e-4, atol=1e-5)
 
 
+NORMED_NETWORK = """
+from flax import nnx
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Sequential(
+            nnx.Conv(3, 4, (3, 3), rngs=rngs),
+            nnx.BatchNorm(4, use_running_average=True, rngs=rngs),
+        )
+
+    def __call__(self, images):
+        return {"stem": self.stem(images / 255)}
+
+def build(*, pooling, last, rngs):
+    return Normed(rngs)
+"""
+
+
+def test_a_network_of_lists_and_norms_is_loaded_too(tmp_path):
+    path = tmp_path / "normed.py"
+    path.write_text(NORMED_NETWORK)
+    forward, params = models.load(str(path), "random")
+    assert float(jnp.abs(forward(params, picture(8, 9))["stem"]).max()) > 0
+
+
 def test_a_wrong_name_names_the_nearest():
     for call in (models.layers, models.load):
         with pytest.raises(ValueError, match="did you mean 'alexnet_small'"):
