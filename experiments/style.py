@@ -118,13 +118,14 @@ def run(config: Config, workdir: pathlib.Path) -> int:
                     progress.show(int(row["step"]), _numbers(row))
                 if step % config.frame_every == 0 or step == painting.steps:
                     _keep_frame(painting, moment, config, workdir)
-                if checkpoints.due() or interruption.signal:
+                if interruption.signal:
+                    break
+                if checkpoints.due():
                     metrics.flush()
                     checkpoints.save(step, moment.state)
                     _keep_result(painting, moment, config, workdir)
-                if interruption.signal:
-                    break
         except FloatingPointError:
+            metrics.flush()
             _keep_result(painting, moment, config, workdir)
             raise
         if row := metrics.flush():

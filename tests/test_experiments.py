@@ -4,15 +4,14 @@ import json
 import math
 import os
 import pathlib
-import subprocess
-import sys
 
+import launcher
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from nstvis import assets, images, plugins
+from nstvis import assets, images, models, plugins
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [
@@ -27,17 +26,8 @@ PICTURES = {"style": ["G.png", "film.png", "loss.png"]}
 
 
 def launch(experiment, workdir, *arguments):
-    """Runs launch.py to its end, as a user would."""
-    command = [sys.executable, "launch.py", f"--experiment={experiment}"]
-    return subprocess.run(
-        [*command, f"--workdir={workdir}", *arguments],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = (f"--experiment={experiment}", f"--workdir={workdir}", *arguments)
+    return launcher.launch(*command)
 
 
 def rows(workdir):
@@ -172,3 +162,24 @@ def test_the_defaults_need_no_files_but_the_bundled_ones(tmp_path):
 def test_what_was_compiled_is_kept(one_style):
     cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
     assert list((cache / "nstvis/xla").iterdir())
+
+
+def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
+    _, params = models.load("alexnet_small", "random")
+    huge = {
+        f"{layer}.{kind}": 1e30 * np.asarray(array)
+        for layer, kinds in params.items()
+        for kind, array in kinds.items()
+    }
+    np.savez(tmp_path / "huge.npz", **huge)
+    small = ["--config.size=64", "--config.steps=40", "--config.scales=2"]
+    run = tmp_path / "run"
+    weights = f"--config.weights={tmp_path / 'huge.npz'}"
+    done = launch("style", run, *small, weights)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: the loss is not finite")
+    assert images.read(run / "G.png").size == (64, 48)
+    told = rows(run)
+    assert [row["step"] for row in told] == list(range(1, len(told) + 1))
+    assert min(row["damping"] for row in told) < 2.0**-20  # the one that ended it
+    assert all(row["J"] is None for row in told)

@@ -3,13 +3,11 @@
 import concurrent.futures
 import dataclasses
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+from launcher import launch
 from PIL import Image
 
 from nstvis import plugins
@@ -82,19 +80,6 @@ NAMED = {
     "frames": ("--config.frame_every=0", "frame_every"),
     "workdir": ("--workdir={}/text.jpg", "text.jpg"),
 }
-
-
-def launch(*arguments, cwd=ROOT):
-    """Runs launch.py to its end, as a user would."""
-    return subprocess.run(
-        [sys.executable, ROOT / "launch.py", *arguments],
-        cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def snapshot(folder):
