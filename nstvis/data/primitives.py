@@ -1,0 +1,147 @@
+"""Drawn pictures of what units of a ConvNet look for: edges, textures, shapes, text.
+
+The kinds are those that Andrew Ng's lecture "What are deep ConvNets learning?" points
+out in Zeiler & Fergus 2013 (arXiv:1311.2901), and their like. Nothing is downloaded.
+`primitives` is always the same pictures, `primitives:1` to `primitives:9` are others.
+"""
+
+import colorsys
+import io
+import json
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from nstvis import devices, images
+from nstvis.data import tfds as prepared
+from nstvis.data._geometry import SIZE, reduced, smooth_noise
+from nstvis.data._shapes import KINDS
+
+# Pictures of every kind.
+SPLITS = {"train": 200, "validation": 40}
+SEEDS = tuple("0123456789")
+# Least distance in RGB between the colours of a picture, before they are faded.
+APART = 140.0
+
+
+def draw(kind: str, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+    """Draws a picture with everything about it left to chance, but for its kind.
+
+    Args:
+        kind: One of `KINDS`.
+        rng: Where the randomness comes from.
+
+    Returns:
+        A picture of 64 x 64 pixels, and its JSON-able parameters: pixels, x to the
+        right and y down from the top left corner, and degrees counter-clockwise;
+        `colors` are the ground's and what is painted on it, the lowest first, and
+        `contrast` is how much (0..1) the latter differ from the ground.
+    """
+    masks, parameters = KINDS[kind](rng)
+    colors, contrast = _colors(len(masks) + 1, rng), rng.uniform(0.65, 1)
+    colors = [colors[0] + contrast * (color - colors[0]) for color in colors]
+    ground = rng.choice(["plain", "gradient", "noise"])
+    picture = colors[0] + _unevenness(ground, rng)[..., None]
+    for mask, color in zip(masks, colors[1:]):
+        paint = color + _unevenness("gradient", rng)[..., None]
+        picture = picture + reduced(mask)[..., None] * (paint - picture)
+    picture += rng.normal(0, rng.choice([0, 0, 4]), picture.shape)
+    parameters |= {"contrast": contrast, "ground": str(ground)}
+    parameters["colors"] = [np.rint(color).astype(int).tolist() for color in colors]
+    note = json.dumps(parameters)
+    return images.to_image(picture), json.loads(note, parse_float=_rounded)
+
+
+def example(
+    seed: int, split: str, index: int
+) -> tuple[str, Image.Image, dict[str, Any]]:
+    """Draws one picture of a split; it depends on nothing else.
+
+    All pictures of a kind follow one another, so that a kind which is added as the last
+    leaves those before it as they are.
+
+    Returns:
+        Its kind, and what `draw` returns.
+    """
+    kind = list(KINDS)[index // SPLITS[split]]
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
+    return kind, *draw(kind, rng)
+
+
+class Primitives(tfds.core.GeneratorBasedBuilder):
+    """Edges, textures and shapes, drawn from a seed."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded; else TFDS looks for checksums beside this file.
+    url_infos: ClassVar = {}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=seed) for seed in SEEDS]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(SIZE, SIZE, 3)),
+                "label": tfds.features.ClassLabel(names=list(KINDS)),
+                "parameters": tfds.features.Text(),
+            }
+        )
+        return self.dataset_info_from_configs(
+            features=features, supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str):
+        assert self.builder_config is not None
+        seed = int(self.builder_config.name)
+        for index in range(SPLITS[split] * len(KINDS)):
+            kind, image, parameters = example(seed, split, index)
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            note = json.dumps(parameters)
+            record = {"image": file.getvalue(), "label": kind, "parameters": note}
+            yield index, record
+
+
+def load(argument: str, split: str, data_dir: str) -> prepared.Records:
+    """Opens a split, which is drawn on first use.
+
+    Args:
+        argument: A seed, 0 to 9; 0 if empty.
+        split: `train` or `validation`, or a slice of one.
+        data_dir: TFDS's data folder; a part of the cache folder if empty.
+
+    Raises:
+        ValueError: No such seed or split.
+    """
+    folder = data_dir or str(devices.cache_folder() / "tfds")
+    return prepared.load(f"primitives/{argument or 0}", split, folder)
+
+
+def _colors(count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random colours that differ well; one in six is a grey."""
+    colors: list[np.ndarray] = []
+    while len(colors) < count:
+        hue, saturation, value = rng.random(), rng.uniform(0.3, 1), rng.uniform(0.15, 1)
+        saturation *= rng.random() > 1 / 6
+        color = 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+        if all(np.linalg.norm(color - other) > APART for other in colors):
+            colors.append(color)
+    return colors
+
+
+def _unevenness(ground: str, rng: np.random.Generator) -> np.ndarray:
+    """What to add to a plain colour, [SIZE, SIZE] in about -25..25."""
+    if ground == "plain":
+        return np.zeros((SIZE, SIZE))
+    if ground == "noise":
+        return 15 * reduced(smooth_noise(rng, int(rng.integers(4, 20))))
+    ramp = np.linspace(-1, 1, SIZE)
+    x, y = rng.uniform(-12, 12, 2)
+    return x * ramp + y * ramp[:, None]
+
+
+def _rounded(number: str) -> float:
+    return round(float(number), 3)
