@@ -1,0 +1,106 @@
+"""A folder of images, `folder:PATH`, here or in a bucket (`folder:gs://...`).
+
+Files ending in .jpg, .jpeg, .png, .webp, .gif, .tif or .tiff count, in any case and at
+any depth, unless they or their folders are hidden. The first folder below the split's
+folder is an image's class; images beside the classes' folders have none.
+"""
+
+import bisect
+import dataclasses
+import difflib
+import operator
+import os
+from collections.abc import Sequence
+
+import fsspec
+from etils import epath
+
+from nstvis.data import Example
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The images of a folder, in the order of their ids."""
+
+    folder: str
+    # Paths relative to the folder, sorted.
+    ids: Sequence[str]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        id = self.ids[operator.index(index)]
+        name, slash, _ = id.partition("/")
+        label = bisect.bisect_left(self.classes, name) if slash else -1
+        return Example(id, label, (epath.Path(self.folder) / id).read_bytes())
+
+    def index(self, id: str) -> int:
+        """Finds an image by its path relative to the folder."""
+        index = bisect.bisect_left(self.ids, id)
+        if self.ids[index : index + 1] != (id,):
+            raise ValueError(f"no image {id!r} in {self.folder}")
+        return index
+
+
+def load(argument: str, split: str, data_dir: str) -> Files:
+    """Opens a folder of images.
+
+    Args:
+        argument: The folder's path.
+        split: The name of a subfolder; `train` is all of a folder that has no such.
+        data_dir: Where a relative path starts; the working folder if empty.
+
+    Raises:
+        ValueError: There are no images, or no such subfolder.
+        FileNotFoundError: There is no such folder.
+    """
+    if not argument:
+        raise ValueError("folder takes a path: folder:PATH")
+    path = argument if "://" in argument else os.path.join(data_dir, argument)
+    folder = epath.Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}{_hint(folder)}")
+    if (folder / split).is_dir():
+        folder = folder / split
+    elif split != "train":
+        raise ValueError(f"no split {split!r} of {folder}: it has no folder {split}")
+    ids = sorted(filter(_is_image, _files(folder)))
+    if not ids:
+        raise ValueError(f"no images in {folder}: none ends in {', '.join(SUFFIXES)}")
+    classes = sorted({id.partition("/")[0] for id in ids if "/" in id})
+    return Files(str(folder), tuple(ids), tuple(classes))
+
+
+def _files(folder: epath.Path) -> list[str]:
+    """Lists the files at any depth, relative to the folder."""
+    if "://" in str(folder):
+        # One request for a thousand files, where a walk takes one for every folder.
+        files, root = fsspec.url_to_fs(str(folder))
+        return [path.removeprefix(f"{root}/") for path in files.find(root)]
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        # Links may lead in circles; each folder is visited once.
+        folders[:] = [name for name in sorted(folders) if real[name] not in seen]
+        seen.update(real.values())
+        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names]
+    return [path.replace(os.sep, "/") for path in found]
+
+
+def _is_image(id: str) -> bool:
+    hidden = any(part.startswith(".") for part in id.split("/"))
+    return id.lower().endswith(SUFFIXES) and not hidden
+
+
+def _hint(folder: epath.Path) -> str:
+    """Says what is wrong with a path that is no folder."""
+    if folder.exists():
+        return ": it is a file; give the folder that it is in"
+    siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    names = [sibling.name for sibling in siblings]
+    close = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {folder.parent / close[0]}?" if close else ""

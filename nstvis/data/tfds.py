@@ -1,0 +1,212 @@
+"""Any image data set of TensorFlow Datasets, `tfds:NAME[/CONFIG]`, without TensorFlow.
+
+https://www.tensorflow.org/datasets/catalog
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from nstvis.data import Example
+from nstvis.errors import unknown
+
+# The builders beside this file; importing one makes TFDS know it.
+OURS = ("primitives", "tiny_imagenet")
+
+_ELSEWHERE = (
+    "prepare it on another machine with file_format='array_record' and give its folder"
+    " as data_dir, or use folder:PATH"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A split of a prepared TFDS data set, which may be a slice or sum of splits."""
+
+    split: str
+    classes: Sequence[str]
+    # TFDS's data source.
+    records: Sequence[dict]
+    # Whence the records are: (split, its first position, the end), in order.
+    ranges: Sequence[tuple[str, int, int]]
+    image_key: str
+    # Empty if there are no labels.
+    label_key: str
+
+    def __len__(self) -> int:
+        return sum(stop - start for _, start, stop in self.ranges)
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[operator.index(index)]
+        record = self.records[index]
+        label = int(record[self.label_key]) if self.label_key else -1
+        return Example(self._id(index), label, record[self.image_key])
+
+    def _id(self, index: int) -> str:
+        """Names the position in the whole split, which a slice does not change."""
+        for split, start, stop in self.ranges:
+            if index < stop - start:
+                return f"{split}/{start + index:06d}"
+            index -= stop - start
+        raise IndexError(index)
+
+    def index(self, id: str) -> int:
+        """Finds an example by its id, such as `train/000017`."""
+        split, _, digits = id.rpartition("/")
+        position = int(digits) if digits.isdecimal() else -1
+        offset = 0
+        for name, start, stop in self.ranges:
+            if name == split and start <= position < stop:
+                return offset + position - start
+            offset += stop - start
+        raise ValueError(f"no example {id!r} in {self.split!r}: {self._id(0)!r} is one")
+
+
+def load(argument: str, split: str, data_dir: str) -> Records:
+    """Opens a data set, which is downloaded and prepared on first use.
+
+    Args:
+        argument: `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION`.
+        split: Such as `train`, `train[:80%]` or `train+test`.
+        data_dir: TFDS's data folder; ~/tensorflow_datasets if empty.
+
+    Raises:
+        ValueError: No such data set, configuration or split, or it cannot be prepared.
+        OSError: A download failed.
+    """
+    with _quiet():
+        builder = _builder(argument, data_dir)
+        prepare(builder)
+        return read(builder, split)
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Downloads a data set and writes it as ArrayRecord files, once.
+
+    Raises:
+        ValueError: It takes TensorFlow, or files that must be downloaded by hand.
+        OSError: A download failed.
+    """
+    problem = f"cannot prepare {builder.name}"
+    try:
+        with _quiet():
+            builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        raise ValueError(f"{problem} here ({_line(error)}): {_ELSEWHERE}") from error
+    except OSError:
+        # Another process may have been first: it renames its folder when all is done.
+        if not builder.data_path.exists():
+            raise
+        builder.info.read_from_directory(builder.data_path)
+    except Exception as error:
+        raise ValueError(f"{problem}: {_line(error)}") from error
+
+
+def read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
+    """Opens a split of a prepared data set.
+
+    Raises:
+        ValueError: No such split, or its examples are not one image each.
+    """
+    info = builder.info
+    features: Any = info.features
+    images = _keys(features, tfds.features.Image)
+    labels = _keys(features, tfds.features.ClassLabel)
+    if len(images) != 1:
+        found = ", ".join(images) or "none"
+        raise ValueError(f"{info.name} must have one image an example, not {found}")
+    label_key = labels[0] if len(labels) == 1 else ""
+    ranges = _ranges(info, split)
+    if not any(stop > start for _, start, stop in ranges):
+        raise ValueError(f"no examples in {split!r} of {info.name}")
+    return Records(
+        split=split,
+        classes=tuple(features[label_key].names) if label_key else (),
+        ranges=ranges,
+        records=_records(builder, split, images[0]),
+        image_key=images[0],
+        label_key=label_key,
+    )
+
+
+def _builder(argument: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    name, *_ = re.split("[/:]", argument)
+    if name in OURS:
+        importlib.import_module(f"nstvis.data.{name}")
+    try:
+        return tfds.builder(argument, data_dir=data_dir or None)
+    except ImportError as error:
+        message = f"cannot open {argument} here ({_line(error)}): {_ELSEWHERE}"
+        raise ValueError(message) from error
+    except (AssertionError, ValueError) as error:
+        raise ValueError(_refusal(argument, error)) from error
+
+
+def _refusal(argument: str, error: Exception) -> str:
+    """Says in one line why there is no such data set, which TFDS says in hundreds."""
+    name, _, config = argument.partition(":")[0].partition("/")
+    known = tfds.list_builders(with_community_datasets=False)  # those take TensorFlow
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
+        catalog = "they are listed at https://www.tensorflow.org/datasets/catalog"
+        return f"no TensorFlow data set {name!r}: {hint}{catalog}"
+    configs = tfds.builder_cls(name).builder_configs
+    if config and config not in configs:
+        return unknown(f"{name} configuration", config, configs)
+    return f"cannot open {argument!r}: {_line(error)}"
+
+
+def _keys(features: Mapping[str, Any], kind: type) -> list[str]:
+    return [name for name, feature in features.items() if isinstance(feature, kind)]
+
+
+def _ranges(
+    info: tfds.core.DatasetInfo, split: str
+) -> tuple[tuple[str, int, int], ...]:
+    """Says which examples of which whole splits a split or slice is made of."""
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    except ValueError as error:
+        raise ValueError(
+            f"no split {split!r} of {info.name}: {_line(error)}"
+        ) from error
+    slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
+    return tuple(
+        (name, *positions.indices(info.splits[name].num_examples)[:2])
+        for name, positions in slices
+    )
+
+
+def _records(builder: Any, split: str, image_key: str) -> Sequence[dict]:
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the files in {builder.data_path} are not ArrayRecords, so they cannot be"
+            " read in any order: give another data_dir to prepare them anew"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TFDS logs, but not its progress, from stderr."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
