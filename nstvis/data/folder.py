@@ -62,7 +62,11 @@ def load(argument: str, split: str, data_dir: str) -> Files:
         raise ValueError("folder takes a path: folder:PATH")
     path = argument if "://" in argument else os.path.join(data_dir, argument)
     folder = epath.Path(path).expanduser()
-    if not folder.is_dir():
+    try:
+        missing = not folder.is_dir()
+    except ImportError as error:  # gcsfs, for one
+        raise ValueError(f"cannot read {folder}: {error}") from error
+    if missing:
         raise FileNotFoundError(f"no folder {folder}{_hint(folder)}")
     if (folder / split).is_dir():
         folder = folder / split

@@ -33,9 +33,9 @@ class Records:
 
     split: str
     classes: Sequence[str]
-    # TFDS's data source.
-    records: Sequence[dict]
-    # Whence the records are: (split, its first position, the end), in order.
+    # TFDS's data sources of the whole splits.
+    splits: Mapping[str, Sequence[dict]]
+    # What it is made of: (whole split, first position, end), in order.
     ranges: Sequence[tuple[str, int, int]]
     image_key: str
     # Empty if there are no labels.
@@ -45,18 +45,11 @@ class Records:
         return sum(stop - start for _, start, stop in self.ranges)
 
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[operator.index(index)]
-        record = self.records[index]
+        split, position = self._place(range(len(self))[operator.index(index)])
+        record = self.splits[split][position]
         label = int(record[self.label_key]) if self.label_key else -1
-        return Example(self._id(index), label, record[self.image_key])
-
-    def _id(self, index: int) -> str:
-        """Names the position in the whole split, which a slice does not change."""
-        for split, start, stop in self.ranges:
-            if index < stop - start:
-                return f"{split}/{start + index:06d}"
-            index -= stop - start
-        raise IndexError(index)
+        # The position in the whole split is the same in all slices.
+        return Example(f"{split}/{position:06d}", label, record[self.image_key])
 
     def index(self, id: str) -> int:
         """Finds an example by its id, such as `train/000017`."""
@@ -67,7 +60,15 @@ class Records:
             if name == split and start <= position < stop:
                 return offset + position - start
             offset += stop - start
-        raise ValueError(f"no example {id!r} in {self.split!r}: {self._id(0)!r} is one")
+        raise ValueError(f"no example {id!r} in {self.split!r}: {self[0].id!r} is one")
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """Finds the whole split and the position there."""
+        for split, start, stop in self.ranges:
+            if index < stop - start:
+                return split, start + index
+            index -= stop - start
+        raise IndexError(index)
 
 
 def load(argument: str, split: str, data_dir: str) -> Records:
@@ -105,7 +106,6 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         # Another process may have been first: it renames its folder when all is done.
         if not builder.data_path.exists():
             raise
-        builder.info.read_from_directory(builder.data_path)
     except Exception as error:
         raise ValueError(f"{problem}: {_line(error)}") from error
 
@@ -116,25 +116,29 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     Raises:
         ValueError: No such split, or its examples are not one image each.
     """
-    info = builder.info
-    features: Any = info.features
+    # One that any process can unpickle, whatever file defines the builder.
+    reader: Any = tfds.builder_from_directory(builder.data_path)
+    features = reader.info.features
     images = _keys(features, tfds.features.Image)
     labels = _keys(features, tfds.features.ClassLabel)
     if len(images) != 1:
         found = ", ".join(images) or "none"
-        raise ValueError(f"{info.name} must have one image an example, not {found}")
+        raise ValueError(f"{builder.name} must have one image an example, not {found}")
     label_key = labels[0] if len(labels) == 1 else ""
-    ranges = _ranges(info, split)
-    if not any(stop > start for _, start, stop in ranges):
-        raise ValueError(f"no examples in {split!r} of {info.name}")
-    return Records(
-        split=split,
-        classes=tuple(features[label_key].names) if label_key else (),
-        ranges=ranges,
-        records=_records(builder, split, images[0]),
-        image_key=images[0],
-        label_key=label_key,
-    )
+    ranges = _ranges(reader.info, split)
+    decoders = {images[0]: tfds.decode.SkipDecoding()}
+    names = {name for name, _, _ in ranges}
+    try:
+        splits = {
+            name: reader.as_data_source(name, decoders=decoders) for name in names
+        }
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the files in {builder.data_path} are not ArrayRecords, so they cannot be"
+            " read in any order: give another data_dir to prepare them anew"
+        ) from error
+    classes = tuple(features[label_key].names) if label_key else ()
+    return Records(split, classes, splits, ranges, images[0], label_key)
 
 
 def _builder(argument: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -169,32 +173,22 @@ def _keys(features: Mapping[str, Any], kind: type) -> list[str]:
     return [name for name, feature in features.items() if isinstance(feature, kind)]
 
 
-def _ranges(
-    info: tfds.core.DatasetInfo, split: str
-) -> tuple[tuple[str, int, int], ...]:
+def _ranges(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, int, int]]:
     """Says which examples of which whole splits a split or slice is made of."""
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
     except ValueError as error:
-        raise ValueError(
-            f"no split {split!r} of {info.name}: {_line(error)}"
-        ) from error
-    slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
-    return tuple(
-        (name, *positions.indices(info.splits[name].num_examples)[:2])
-        for name, positions in slices
-    )
-
-
-def _records(builder: Any, split: str, image_key: str) -> Sequence[dict]:
-    decoders = {image_key: tfds.decode.SkipDecoding()}
-    try:
-        return builder.as_data_source(split, decoders=decoders)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the files in {builder.data_path} are not ArrayRecords, so they cannot be"
-            " read in any order: give another data_dir to prepare them anew"
-        ) from error
+        message = f"no split {split!r} of {info.name}: {_line(error)}"
+        raise ValueError(message) from error
+    ranges = []
+    for part in parts:
+        size = info.splits[part.splitname].num_examples
+        start, stop, _ = slice(part.from_, part.to).indices(size)
+        if start < stop:
+            ranges.append((part.splitname, start, stop))
+    if not ranges:
+        raise ValueError(f"no examples in {split!r} of {info.name}")
+    return ranges
 
 
 def _line(error: Exception) -> str:
