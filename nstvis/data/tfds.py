@@ -71,6 +71,18 @@ class Records:
         raise IndexError(index)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what TFDS logs, but not its progress, from stderr."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@quiet()
 def load(argument: str, split: str, data_dir: str) -> Records:
     """Opens a data set, which is downloaded and prepared on first use.
 
@@ -83,10 +95,9 @@ def load(argument: str, split: str, data_dir: str) -> Records:
         ValueError: No such data set, configuration or split, or it cannot be prepared.
         OSError: A download failed.
     """
-    with _quiet():
-        builder = _builder(argument, data_dir)
-        prepare(builder)
-        return read(builder, split)
+    builder = _builder(argument, data_dir)
+    prepare(builder)
+    return read(builder, split)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -98,8 +109,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """
     problem = f"cannot prepare {builder.name}"
     try:
-        with _quiet():
-            builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         raise ValueError(f"{problem} here ({_line(error)}): {_ELSEWHERE}") from error
     except OSError:
@@ -193,14 +203,3 @@ def _ranges(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, int, int
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or repr(error)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what TFDS logs, but not its progress, from stderr."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from nstvis import devices, weights
-from nstvis.data.tfds import Records, prepare, read
+from nstvis.data.tfds import Records, prepare, quiet, read
 
 ARCHIVE = "tiny-imagenet-200.zip"
 URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
@@ -65,6 +65,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
                 yield name, {"image": files.read(name), "label": labels[wnid]}
 
 
+@quiet()
 def load(argument: str, split: str, data_dir: str) -> Records:
     """Opens a split, which is downloaded if need be and prepared on first use.
 
