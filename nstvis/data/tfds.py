@@ -180,7 +180,8 @@ def _refusal(argument: str, error: Exception) -> str:
 
 
 def _keys(features: Mapping[str, Any], kind: type) -> list[str]:
-    return [name for name, feature in features.items() if isinstance(feature, kind)]
+    """Names the features of a kind, sorted, for TFDS gives them in any order."""
+    return sorted(name for name, value in features.items() if isinstance(value, kind))
 
 
 def _ranges(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, int, int]]:
