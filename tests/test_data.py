@@ -573,7 +573,8 @@ def test_a_bucket_is_listed_at_once(monkeypatch):
     assert ids(source) == sorted(names)
     assert Bucket.listed == 1
     assert source[source.index("class2/1.jpg")].encoded == jpeg(5)
-    assert ids(data.load("folder:set", "train", "gs://bucket")) == sorted(names)
+    for path, data_dir in (("set", "gs://bucket"), ("gs://bucket/set", "/elsewhere")):
+        assert ids(data.load(f"folder:{path}", "train", data_dir)) == sorted(names)
 
 
 def test_a_bucket_that_takes_another_package_says_so(monkeypatch):
