@@ -108,6 +108,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     steps = range(1, painting.steps + 1)
     with (
         runs.interruptible() as interruption,
+        checkpoints,
         runs.Metrics(workdir, done) as metrics,
         runs.Progress(list(map(painting.flops, steps)), done) as progress,
     ):
@@ -133,7 +134,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         _keep_result(painting, moment, config, workdir)
         checkpoints.save(moment.step, moment.state)
         _film(workdir)
-        metrics.plot(losses, ["J", "J_content", "J_style"])
+        metrics.plot(losses, ["J", "J_content", "J_style"], "log")
     if interruption.signal:
         logger.info("stopped after step %d of %d", moment.step, painting.steps)
         logger.info("the same command with --workdir=%s goes on from there", workdir)

@@ -30,6 +30,12 @@ def compile_options() -> dict[str, bool]:
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+def mesh() -> jax.sharding.Mesh:
+    """All devices of all hosts in a row, the axis `data`."""
+    automatic = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), ("data",), automatic)
+
+
 def needed_memory(program: jax.stages.Compiled) -> int:
     """Bytes that one call of a compiled program holds, its arguments included."""
     sizes = program.memory_analysis()

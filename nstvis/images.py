@@ -52,6 +52,12 @@ def read(path: str | os.PathLike) -> Image.Image:
         return normalized(image)
 
 
+def decode(encoded: bytes, name: str) -> Image.Image:
+    """Does to the bytes of a picture file what `read` does to a file called `name`."""
+    with _decoded(io.BytesIO(encoded), name) as image:
+        return normalized(image)
+
+
 def normalized(image: Image.Image) -> Image.Image:
     """Does to a picture opened with Pillow what `read` does to a file."""
     name = getattr(image, "filename", "") or "a picture"
@@ -231,21 +237,27 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         close = difflib.get_close_matches(path.name, names, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise FileNotFoundError(f"{path}: no such file{hint}")
+    with _decoded(path, str(path)) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _decoded(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # About half the limit; stray metadata.
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield image
     except Image.DecompressionBombError as error:
-        message = f"{path}: more than {MAX_PIXELS:,} pixels; scale it down first"
+        message = f"{name}: more than {MAX_PIXELS:,} pixels; scale it down first"
         raise ValueError(message) from error
     except PIL.UnidentifiedImageError as error:
-        message = f"{path}: not readable as {', '.join(_FORMATS)}; convert it first"
+        message = f"{name}: not readable as {', '.join(_FORMATS)}; convert it first"
         raise ValueError(message) from error
     except Exception as error:  # Decoders raise almost anything on a broken file.
-        raise ValueError(f"{path}: cannot read this picture: {error}") from error
+        raise ValueError(f"{name}: cannot read this picture: {error}") from error
 
 
 def _in_srgb(image: Image.Image, name: str) -> Image.Image:

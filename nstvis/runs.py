@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
@@ -203,18 +204,19 @@ class Metrics:
                 rows.append(json.loads(line))
         return rows
 
-    def plot(self, path: pathlib.Path, names: Sequence[str]) -> None:
-        """Draws the named numbers over the steps, on a logarithmic scale."""
+    def plot(self, path: pathlib.Path, names: Sequence[str], scale: str) -> None:
+        """Draws the named numbers over the steps, on a `log` or `linear` scale."""
         from matplotlib.figure import Figure  # half a second, at the end of a run
 
         rows = self.read()
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot(
-            xlabel="step", yscale="log" if rows else "linear", title="loss"
+            xlabel="step", yscale=scale if rows else "linear", title=path.stem
         )
         for name in names:
-            values = np.array([row[name] for row in rows], float)  # null is NaN
-            axes.plot([row["step"] for row in rows], values, label=name)
+            found = [(row["step"], row[name]) for row in rows if name in row]
+            steps, values = np.array(found, float).reshape(-1, 2).T  # null is NaN
+            axes.plot(steps, values, label=name)
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=120)
@@ -223,15 +225,28 @@ class Metrics:
 class Checkpoints:
     """Pytrees by step in `checkpoints/`; each is written whole or not at all."""
 
-    def __init__(self, workdir: pathlib.Path, every: float):
-        """Saves at most once in `every` seconds, and keeps the newest two."""
+    def __init__(self, workdir: pathlib.Path, every: float, keep: Sequence[int] = ()):
+        """Saves at most once in `every` seconds; keeps the newest two and some steps.
+
+        Use it as a context manager: saving goes on in the background until the end.
+        """
+        policies = ocp.training.preservation_policies
         self._keeper = ocp.training.Checkpointer(
             str((workdir / "checkpoints").absolute()),
-            preservation_policy=ocp.training.preservation_policies.LatestN(2),  # pyright: ignore[reportArgumentType]
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(2), policies.CustomSteps(keep)]
+            ),
             cleanup_tmp_directories=True,
         )
         self._every = every
         self._saved_at = time.monotonic()
+        self._newest = self.latest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keeper.wait()
 
     def latest(self) -> int:
         """The step of the newest checkpoint; 0 if there is none."""
@@ -242,15 +257,27 @@ class Checkpoints:
         """Whether it is time for the next one."""
         return time.monotonic() - self._saved_at >= self._every
 
-    def save(self, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays, unless that step has been saved already."""
-        if step != self.latest():
-            leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-            self._keeper.save(step, leaves)
-        self._saved_at = time.monotonic()
+    def save(self, step: int, tree: Any, **parts: Any) -> None:
+        """Saves a pytree of arrays, unless that step has been saved already.
 
-    def restore(self, like: Any) -> Any:
-        """Returns the newest one, as a tree like `like`; `like` itself if none."""
+        Args:
+            step: Counted from 1.
+            tree: Of arrays, which may be donated as soon as this returns.
+            **parts: What else Orbax can save, by name, such as a Grain iterator.
+        """
+        if step != self._newest:
+            leaves = enumerate(jax.tree.leaves(tree))
+            state = {str(i): jnp.copy(leaf) for i, leaf in leaves}
+            self._keeper.save_checkpointables_async(step, {"state": state} | parts)
+        self._saved_at, self._newest = time.monotonic(), step
+
+    def restore(self, like: Any, **parts: Any) -> Any:
+        """Returns the newest one, as a tree like `like`; `like` itself if none.
+
+        Args:
+            like: Arrays of the same shapes, on the devices where they should be.
+            **parts: What was saved with it and can load itself.
+        """
         if not self.latest():
             return like
         leaves, structure = jax.tree.flatten(like)
@@ -258,8 +285,8 @@ class Checkpoints:
             str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for i, leaf in enumerate(leaves)
         }
-        found = self._keeper.load(None, abstract)
-        return structure.unflatten([found[str(i)] for i in range(len(leaves))])
+        found = self._keeper.load_checkpointables(None, {"state": abstract} | parts)
+        return structure.unflatten([found["state"][str(i)] for i in range(len(leaves))])
 
 
 class Progress:

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import http.client
+import json
 import logging
 import math
 import os
@@ -17,13 +18,15 @@ import shutil
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from safetensors import safe_open
 from tqdm import tqdm
 
@@ -86,6 +89,28 @@ def load(
     arrays = {name: _to_float32(tensors[name]) for name in names}
     _refuse(path, model, {"not finite": _not_finite(arrays)})
     return arrays
+
+
+def save(path: Path, params: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Writes parameters as float16 to a .safetensors file, whole or not at all.
+
+    Args:
+        path: The file; an existing one is replaced.
+        params: Nested by layer, as `models.load` returns them.
+        classes: The names of the logits, in order, kept in the file's metadata.
+
+    Raises:
+        OSError: It cannot be written, for example on a full disk.
+    """
+    flat = {
+        ".".join(keys): np.asarray(array, np.float16)
+        for keys, array in flax.traverse_util.flatten_dict(dict(params)).items()
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(
+        safetensors.numpy.save(flat, {"classes": json.dumps(list(classes))})
+    )
+    partial.replace(path)
 
 
 def _he_normal(name: str, shape: Shape, seed: int) -> np.ndarray:

@@ -5,11 +5,11 @@ to a dict of every layer's activation in order, logits last. Everything else in 
 project only reads that function, so a network of your own works everywhere: put a file
 beside this one (or anywhere: its path is a name too) with
 
-    def build(*, pooling, last, rngs) -> nnx.Module
+    def build(*, pooling, last, rngs, classes=1000) -> nnx.Module
 
 whose module maps such images to such a dict. `pooling` is what the user asked for
 (`max` or `average`); layers after `last`, if it is given, are not needed and may be
-left out. `TORCHVISION_NAMES` (layer to prefix in torchvision's files) and
+left out; `classes` is the number of logits. `TORCHVISION_NAMES` (layer to prefix in torchvision's files) and
 `TORCHVISION_FILE` are optional.
 """
 
@@ -62,6 +62,7 @@ def load(
     *,
     pooling: str = "max",
     last: str | None = None,
+    classes: int | None = None,
     seed: int = 0,
 ) -> tuple[Forward, Params]:
     """Builds a network and loads its weights.
@@ -72,6 +73,7 @@ def load(
             path: .pth, .pt, .safetensors, .npz, or an Orbax directory.
         pooling: `max` or `average`.
         last: The last layer that is needed; deeper parameters are not loaded.
+        classes: Number of logits; the network's own by default.
         seed: Seed of `random`.
 
     Returns:
@@ -81,11 +83,36 @@ def load(
         ValueError: No such network or layer, or the weights do not fit.
         FileNotFoundError: No such file.
     """
+    return functional(
+        network(name, weights, pooling=pooling, last=last, classes=classes, seed=seed)
+    )
+
+
+def functional(network: nnx.Module) -> tuple[Forward, Params]:
+    """Splits a network, whose state is all parameters, as `load` returns it."""
+    graph, state = nnx.split(network)
+
+    def forward(params: Params, images: Array) -> dict[str, Array]:
+        return nnx.merge(graph, params)(images)
+
+    return forward, nnx.to_pure_dict(state)
+
+
+def network(
+    name: str,
+    weights: str,
+    *,
+    pooling: str = "max",
+    last: str | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+) -> nnx.Module:
+    """Builds the Flax module that `load` makes a function of, with its weights."""
     if last is not None and last not in (known := layers(name)):
         raise ValueError(unknown(f"layer of {name}", last, known))
     module = plugins.find("model", name, FOLDER)
-    whole = _abstract(module, pooling, None)
-    wanted = _abstract(module, pooling, last)
+    whole = _abstract(module, pooling, None, classes)
+    wanted = _abstract(module, pooling, last, classes)
     graph, state = nnx.split(wanted)
     paths = {".".join(map(str, path)): path for path in _flat(state)}
     arrays = weights_io.load(
@@ -98,17 +125,15 @@ def load(
         seed=seed,
     )
     flat = {paths[key]: array for key, array in jax.device_put(arrays).items()}
-    params = flax.traverse_util.unflatten_dict(flat)
-
-    def forward(params: Params, images: Array) -> dict[str, Array]:
-        return nnx.merge(graph, params)(images)
-
-    return forward, params
+    return nnx.merge(graph, flax.traverse_util.unflatten_dict(flat))
 
 
-def _abstract(module: ModuleType, pooling: str, last: str | None) -> nnx.Module:
+def _abstract(
+    module: ModuleType, pooling: str, last: str | None, classes: int | None
+) -> nnx.Module:
+    options = {} if classes is None else {"classes": classes}
     return nnx.eval_shape(
-        lambda: module.build(pooling=pooling, last=last, rngs=nnx.Rngs(0))
+        lambda: module.build(pooling=pooling, last=last, rngs=nnx.Rngs(0), **options)
     )
 
 

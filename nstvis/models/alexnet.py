@@ -17,7 +17,9 @@ TORCHVISION_NAMES = {
 }
 
 
-def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
+def build(
+    *, pooling: str, last: str | None, rngs: nnx.Rngs, classes: int = 1000
+) -> Chain:
     """Five convolutions and three dense layers for images of 224 x 224."""
     layers = {
         "conv1": conv(3, 64, 11, stride=4, padding=2, rngs=rngs),
@@ -30,6 +32,6 @@ def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
         "pool5": pool(pooling, 3, 2),
         "fc6": GridLinear(256, 6, 4096, rngs=rngs),
         "fc7": nnx.Linear(4096, 4096, rngs=rngs),
-        "fc8": nnx.Linear(4096, 1000, rngs=rngs),
+        "fc8": nnx.Linear(4096, classes, rngs=rngs),
     }
     return Chain(layers, last)

@@ -9,7 +9,9 @@ from flax import nnx
 from nstvis.layers import Chain, GridLinear, conv, pool
 
 
-def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
+def build(
+    *, pooling: str, last: str | None, rngs: nnx.Rngs, classes: int = 200
+) -> Chain:
     """Five convolutions and three dense layers for the 200 classes of Tiny ImageNet."""
     layers = {
         "conv1": conv(3, 64, 7, stride=2, rngs=rngs),
@@ -22,6 +24,6 @@ def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
         "pool5": pool(pooling, 3, 2),
         "fc6": GridLinear(256, 3, 768, rngs=rngs),
         "fc7": nnx.Linear(768, 768, rngs=rngs),
-        "fc8": nnx.Linear(768, 200, rngs=rngs),
+        "fc8": nnx.Linear(768, classes, rngs=rngs),
     }
     return Chain(layers, last)

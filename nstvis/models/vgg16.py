@@ -26,6 +26,7 @@ def build(
     pooling: str,
     last: str | None,
     rngs: nnx.Rngs,
+    classes: int = 1000,
     blocks: tuple[tuple[int, int], ...] = WIDTHS_AND_DEPTHS,
 ) -> Chain:
     """Blocks of 3 x 3 convolutions and three dense layers for images of 224 x 224."""
@@ -37,5 +38,5 @@ def build(
         layers[f"pool{block}"] = pool(pooling, 2, 2)
     layers["fc6"] = GridLinear(512, 7, 4096, rngs=rngs)
     layers["fc7"] = nnx.Linear(4096, 4096, rngs=rngs)
-    layers["fc8"] = nnx.Linear(4096, 1000, rngs=rngs)
+    layers["fc8"] = nnx.Linear(4096, classes, rngs=rngs)
     return Chain(layers, last)

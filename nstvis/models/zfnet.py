@@ -5,7 +5,9 @@ from flax import nnx
 from nstvis.layers import Chain, GridLinear, conv, local_response_norm, pool
 
 
-def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
+def build(
+    *, pooling: str, last: str | None, rngs: nnx.Rngs, classes: int = 1000
+) -> Chain:
     """AlexNet with a finer first layer, 7 x 7 with stride 2, for images of 224 x 224."""
     layers = {
         "conv1": conv(3, 96, 7, stride=2, padding=1, rngs=rngs),
@@ -20,6 +22,6 @@ def build(*, pooling: str, last: str | None, rngs: nnx.Rngs) -> Chain:
         "pool5": pool(pooling, 3, 2),
         "fc6": GridLinear(256, 6, 4096, rngs=rngs),
         "fc7": nnx.Linear(4096, 4096, rngs=rngs),
-        "fc8": nnx.Linear(4096, 1000, rngs=rngs),
+        "fc8": nnx.Linear(4096, classes, rngs=rngs),
     }
     return Chain(layers, last)

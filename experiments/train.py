@@ -1,0 +1,286 @@
+r"""Trains a network to classify images.
+
+    python launch.py --experiment=train
+    python launch.py --experiment=train --config=tiny_imagenet \
+        --config.data_dir=FOLDER_OF_THE_ARCHIVE --workdir=runs/tiny_imagenet
+
+Leaves the weights, `MODEL.safetensors`, averaged over the last steps and with batch
+norm folded in: `--config.weights=PATH` of every experiment takes them. Beside them
+`loss.png`, `accuracy.png`, `metrics.jsonl`, `damaged.txt` if images were, and
+`checkpoints/`, which keep the epochs of Zeiler & Fergus's (2013) Figure 4.
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nstvis import batches, data, devices, models, runs, training, weights
+
+logger = logging.getLogger(__name__)
+
+KEPT_EPOCHS = (1, 2, 5, 10, 20, 30, 40, 64)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    """What is learned from what, and how."""
+
+    # Network: a name, or the path of a file like those in nstvis/models/.
+    model: str = "alexnet_small"
+    # Data set: primitives, tiny_imagenet, tfds:NAME or folder:PATH.
+    dataset: str = "primitives"
+    # Its part to learn from.
+    split: str = "train"
+    # Its part to measure the accuracy on after each epoch; none if empty.
+    validation: str = "validation"
+    # Where the data set's files are; its own default if empty.
+    data_dir: str = ""
+    # Side of the images, in pixels.
+    size: int = 64
+    # Sides of the training images, an equal part of the epochs each; size if empty.
+    growth: str = ""
+    # Passes over the data.
+    epochs: int = 8
+    # Images in a batch, of all devices together.
+    batch: int = 128
+    # Learning rate at its highest; it falls to 0 as a cosine.
+    learning_rate: float = 0.1
+    # Share of the steps in which it rises from 0.
+    warmup: float = 0.2
+    # Decay of the kernels.
+    weight_decay: float = 5e-4
+    # Share of the target that all classes divide.
+    smoothing: float = 0.1
+    # Share of the activations of hidden dense layers that are dropped.
+    dropout: float = 0.5
+    # Least share of an image's area that a crop keeps.
+    crop: float = 0.5
+    # Largest relative change of brightness, contrast and saturation.
+    color: float = 0.2
+    # Decay per step of the moving average of the weights.
+    ema: float = 0.999
+    # Seed of everything random.
+    seed: int = 0
+    # Processes that prepare images; 0 for threads of this one.
+    workers: int = 0
+    # Seconds between two checkpoints; there is one after each epoch, too.
+    checkpoint_every: float = 300.0
+
+
+PRESETS = {
+    # The weights that this project ships.
+    "tiny_imagenet": Config(
+        dataset="tiny_imagenet", epochs=24, growth="40,48,56", dropout=0.2, color=0.1
+    ),
+}
+
+
+def run(config: Config, workdir: pathlib.Path) -> int:
+    """Trains, or goes on training where the same command was interrupted."""
+    run = Run(config, workdir)
+    output = workdir / f"{pathlib.Path(config.model).stem}.safetensors"
+    if run.done == run.steps and (workdir / "accuracy.png").exists():
+        logger.info("finished already: %s", output)
+        return 0
+    if run.done:
+        logger.info("going on after step %d of %d", run.done, run.steps)
+    with (
+        runs.interruptible() as interruption,
+        run.checkpoints,
+        runs.Metrics(workdir, run.done) as metrics,
+        runs.Progress([run.cost(i) for i in range(run.steps)], run.done) as progress,
+    ):
+        state = run.start()
+        for step in range(run.done + 1, run.steps + 1):
+            state, row = run.step(state, step)
+            epoch, rest = divmod(step, run.steps_per_epoch)
+            if not rest:
+                params = run.average(state)
+                weights.save(output, params, run.source.classes)
+                row |= run.accuracy(params)
+            if landed := metrics.write(row):
+                progress.show(int(landed["step"]), _numbers(landed))
+            if not rest or interruption.signal or run.checkpoints.due():
+                landed = metrics.flush()
+                _require_finite(landed or {})
+                run.save(step, state)
+            if not rest and landed:
+                logger.info(
+                    "epoch %d of %d: %s", epoch, config.epochs, _numbers(landed)
+                )
+            if interruption.signal:
+                break
+    if interruption.signal:
+        logger.info("stopped after step %d of %d", step, run.steps)
+        logger.info("the same command with --workdir=%s goes on from there", workdir)
+        return 128 + interruption.signal
+    metrics.plot(workdir / "loss.png", ["loss"], "log")
+    shares = ["accuracy", "validation_top1", "validation_top5"]
+    metrics.plot(workdir / "accuracy.png", shares, "linear")
+    for path in (output, workdir / "accuracy.png", workdir / "loss.png"):
+        logger.info("%s", path)
+    return 0
+
+
+class Run:
+    """A training run: its data, its compiled programs, and where it stands."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path):
+        self._config = config
+        self.source = data.load(config.dataset, config.split, config.data_dir)
+        self._validation = None
+        if config.validation:
+            self._validation = data.load(
+                config.dataset, config.validation, config.data_dir
+            )
+        if not self.source.classes:
+            raise ValueError(f"{config.dataset} has no classes to learn")
+        self.steps_per_epoch = len(self.source) // config.batch
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"{config.dataset} has {len(self.source)} images, less than a batch of"
+                f" {config.batch}"
+            )
+        self.steps = self.steps_per_epoch * config.epochs
+        self._sizes = [
+            int(size) for size in (config.growth or str(config.size)).split(",")
+        ]
+        self._damaged = batches.Damaged(workdir / "damaged.txt")
+        kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
+        self.checkpoints = runs.Checkpoints(workdir, config.checkpoint_every, kept)
+        self.done = self.checkpoints.latest()
+        mesh = devices.mesh()
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._divided = NamedSharding(mesh, PartitionSpec("data"))
+        self._trainer = self._new_trainer()
+        self._step = jax.jit(self._trainer.step, donate_argnums=0)
+        self._folded = jax.jit(self._trainer.average)
+        self._images: Any = None
+
+    def _new_trainer(self) -> training.Trainer:
+        config = self._config
+        self._schedule = optax.warmup_cosine_decay_schedule(
+            0, config.learning_rate, round(config.warmup * self.steps), self.steps
+        )
+        network = models.network(
+            config.model, "random", classes=len(self.source.classes), seed=config.seed
+        )
+        forward, _ = models.functional(network)
+        self._correct = jax.jit(functools.partial(training.correct, forward))
+        accelerated = jax.default_backend() != "cpu"
+        return training.Trainer(
+            training.trainable(
+                network, config.dropout, jnp.bfloat16 if accelerated else jnp.float32
+            ),
+            optax.chain(
+                optax.add_decayed_weights(config.weight_decay, _kernels),
+                optax.sgd(self._schedule, momentum=0.9, nesterov=True),
+            ),
+            smoothing=config.smoothing,
+            ema=config.ema,
+            seed=config.seed,
+        )
+
+    def start(self) -> training.State:
+        """The state from which to go on, with the data iterator where it was."""
+        state = jax.device_put(self._trainer.start(), self._everywhere)
+        self._images = self._iterator(self.done)
+        return self.checkpoints.restore(state, data=self._images)
+
+    def size(self, step: int) -> int:
+        """Side of the images after `step` steps, in pixels."""
+        return self._sizes[step * len(self._sizes) // self.steps]
+
+    def cost(self, step: int) -> float:
+        """What the step after `step` steps costs, relative to others."""
+        return float(self.size(step) ** 2)
+
+    def _iterator(self, step: int) -> Any:
+        config = self._config
+        return iter(
+            batches.training(
+                self.source,
+                self.size(step),
+                config.batch,
+                seed=config.seed,
+                augmentation=batches.Augmentation(crop=config.crop, color=config.color),
+                damaged=self._damaged,
+                workers=config.workers,
+            )
+        )
+
+    def step(self, state: training.State, step: int) -> tuple[training.State, dict]:
+        """Takes step `step`, counted from 1; returns the state and metrics."""
+        if step > 1 and self.size(step - 1) != self.size(step - 2):
+            iterator = self._iterator(step - 1)
+            iterator.set_state(self._images.get_state())
+            self._images = iterator
+        state, row = self._step(state, self._placed(next(self._images)))
+        rate = self._schedule(step - 1)
+        return state, row | {"step": step, "learning_rate": rate}
+
+    def _placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(self._divided, part)
+            for name, part in batch.items()
+        }
+
+    def save(self, step: int, state: training.State) -> None:
+        """Saves the state and the data iterator's."""
+        self.checkpoints.save(step, state, data=self._images)
+
+    def average(self, state: training.State) -> dict[str, Any]:
+        """The averaged weights as parameters of the plain network."""
+        return self._folded(state)
+
+    def accuracy(self, params: dict[str, Any]) -> dict[str, float]:
+        """Shares of the validation images whose class is first, or among five."""
+        if self._validation is None:
+            return {}
+        images = batches.evaluation(
+            self._validation,
+            self._config.size,
+            self._config.batch,
+            damaged=self._damaged,
+            workers=self._config.workers,
+        )
+        total = None
+        for batch in images:
+            count = self._correct(params, self._placed(batch))
+            total = count if total is None else jax.tree.map(jnp.add, total, count)
+        counts = {name: int(value) for name, value in (total or {}).items()}
+        return {
+            f"validation_{k}": counts[k] / counts["images"] for k in ("top1", "top5")
+        }
+
+
+def _kernels(params: Any) -> Any:
+    """Picks the parameters that decay: kernels, not biases and scales."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _require_finite(row: dict[str, float]) -> None:
+    if not np.isfinite(row.get("loss", 0.0)):
+        raise FloatingPointError(
+            f"the loss is not finite at step {row['step']:.0f}: the run stops; start"
+            " again with a lower --config.learning_rate and another --workdir"
+        )
+
+
+def _numbers(row: dict[str, float]) -> str:
+    text = (
+        f"loss={row['loss']:.3f} accuracy={row['accuracy']:.2f}"
+        f" gradient={row['gradient_norm']:.2g} dead={row['dead']:.3f}"
+    )
+    if "validation_top1" in row:
+        tops = row["validation_top1"], row["validation_top5"]
+        text += " validation top-1 {:.2%} top-5 {:.2%}".format(*tops)
+    return text

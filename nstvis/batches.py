@@ -1,0 +1,168 @@
+"""From a data set to batches of equal images, in an order that depends on the seed alone.
+
+Batches are dicts of `image`, uint8 `[batch, size, size, 3]`, RGB, and `label`, int32
+`[batch]`. Every host makes its own part of each batch.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import pathlib
+
+import grain
+import jax
+import numpy as np
+from PIL import Image, ImageEnhance
+from PIL.Image import Resampling
+
+from nstvis import images
+from nstvis.data import Example, Source
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training image differs from the one in the data set."""
+
+    # Least share of the area that a crop keeps; its aspect ratio is 3/4 to 4/3.
+    crop: float
+    # Largest relative change of brightness, contrast and saturation.
+    color: float
+    # Whether half of the images are mirrored.
+    flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+    """The list of images that could not be read, a line each, in a file."""
+
+    path: pathlib.Path
+
+    def add(self, example: Example, error: Exception) -> None:
+        """Lists an image, unless it is listed already."""
+        if example.id not in self.ids():
+            _log.warning("skipped a damaged image: %s", error)
+            with self.path.open("a") as file:
+                file.write(f"{example.id}\t{error}\n")
+
+    def ids(self) -> list[str]:
+        """The images listed so far."""
+        with contextlib.suppress(FileNotFoundError):
+            return [line.split("\t")[0] for line in self.path.read_text().splitlines()]
+        return []
+
+
+def training(
+    source: Source,
+    size: int,
+    batch: int,
+    *,
+    seed: int,
+    augmentation: Augmentation,
+    damaged: Damaged,
+    workers: int,
+) -> grain.IterDataset:
+    """Shuffled and augmented batches without end.
+
+    An image that is damaged gives its place to the next one that is not.
+
+    Args:
+        source: The images.
+        size: Side of the squares that they are cropped and resized to.
+        batch: Images in a batch of all hosts together.
+        seed: Of the order and the augmentation.
+        augmentation: What is done to the images.
+        damaged: Where damaged images are listed.
+        workers: Processes that make batches; 0 for threads of this one.
+
+    Raises:
+        ValueError: From the iterator: all images are damaged.
+    """
+
+    def make(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        for i in range(index, index + len(source)):
+            example = source[i % len(source)]
+            try:
+                image = images.decode(example.encoded, example.id).convert("RGB")
+            except ValueError as error:
+                damaged.add(example, error)
+                continue
+            return _element(_augmented(image, size, augmentation, rng), example.label)
+        raise ValueError(f"all {len(source)} images are damaged: see {damaged.path}")
+
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    mine = order[jax.process_index() :: jax.process_count()].repeat()
+    return _in_batches(mine.random_map(make), batch, workers)
+
+
+def evaluation(
+    source: Source, size: int, batch: int, *, damaged: Damaged, workers: int
+) -> grain.IterDataset:
+    """All images once, in order; what is damaged or fills the last batch has label -1.
+
+    An image is scaled until its shorter side is `size`, and the centre is taken. The
+    arguments are those of `training`.
+    """
+
+    def make(index: int) -> dict[str, np.ndarray]:
+        if index < len(source):
+            example = source[index]
+            try:
+                image = images.decode(example.encoded, example.id).convert("RGB")
+            except ValueError as error:
+                damaged.add(example, error)
+            else:
+                return _element(_centre(image, size), example.label)
+        return _element(Image.new("RGB", (size, size)), -1)
+
+    padded = math.ceil(len(source) / batch) * batch
+    mine = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
+    return _in_batches(mine.map(make), batch, workers)
+
+
+def _in_batches(
+    elements: grain.MapDataset, batch: int, workers: int
+) -> grain.IterDataset:
+    threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * batch)
+    local = batch // jax.process_count()
+    batches = elements.to_iter_dataset(threads).batch(local, drop_remainder=True)
+    if workers:
+        return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return batches
+
+
+def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:
+    return {"image": np.asarray(image), "label": np.int32(label)}
+
+
+def _augmented(
+    image: Image.Image, size: int, how: Augmentation, rng: np.random.Generator
+) -> Image.Image:
+    """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), mirrors, and colours."""
+    area = rng.uniform(how.crop, 1)
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    width = image.width * min(1, math.sqrt(area * aspect))
+    height = image.height * min(1, math.sqrt(area / aspect))
+    left = rng.uniform(0, image.width - width)
+    top = rng.uniform(0, image.height - height)
+    box = (left, top, left + width, top + height)
+    image = image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)
+    if how.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhancer in (
+        ImageEnhance.Brightness,
+        ImageEnhance.Contrast,
+        ImageEnhance.Color,
+    ):
+        if how.color:
+            image = enhancer(image).enhance(rng.uniform(1 - how.color, 1 + how.color))
+    return image
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)

@@ -1,0 +1,215 @@
+"""How a network learns: batch norm and dropout added to it, the step, and what is kept.
+
+Batch norm and dropout are there for training alone: `folded` turns what was learned
+into the parameters of the plain network.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from nstvis.layers import Chain
+
+Batch = Mapping[str, Array]
+
+
+class State(NamedTuple):
+    """All that changes from step to step."""
+
+    step: Array
+    params: nnx.State
+    statistics: nnx.State
+    optimizer: Any
+    # Moving averages of the parameters and statistics: what is evaluated and kept.
+    average: tuple[nnx.State, nnx.State]
+
+
+class Normalized(nnx.Module):
+    """A convolution and batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167)."""
+
+    def __init__(self, conv: nnx.Conv, dtype: Any, rngs: nnx.Rngs):
+        self.conv = conv
+        self.norm = nnx.BatchNorm(
+            conv.out_features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(self.conv(x))
+
+    def folded(self) -> dict[str, Array]:
+        """The parameters of the one convolution that does the same."""
+        norm, conv = self.norm, self.conv
+        assert norm.scale is not None and norm.bias is not None
+        assert conv.bias is not None  # as `layers.conv` makes them
+        scale = norm.scale * jax.lax.rsqrt(norm.var + norm.epsilon)
+        bias = norm.bias + (conv.bias - norm.mean) * scale
+        return {"kernel": conv.kernel * scale, "bias": bias}
+
+
+class Dropped(nnx.Module):
+    """Dropout (Hinton et al. 2012, arXiv:1207.0580) and a dense layer."""
+
+    def __init__(self, rate: float, linear: nnx.Linear, rngs: nnx.Rngs):
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.linear = linear
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear(self.dropout(x))
+
+
+def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
+    """Adds batch norm after a chain's convolutions, dropout before its dense layers.
+
+    The first dense layer gets none: it is the outputs of the hidden dense layers that
+    are dropped (Krizhevsky et al. 2012, section 4.2). A network that is no `Chain` is
+    left as it is.
+
+    Args:
+        network: A network as `models` build it, whose parameters are taken over.
+        dropout: Share of activations to drop.
+        dtype: What layers compute in; parameters stay float32.
+    """
+    rngs, dense = nnx.Rngs(0), 0
+    for name in network.names if isinstance(network, Chain) else ():
+        layer = getattr(network, name)
+        if isinstance(layer, nnx.Conv):
+            layer.dtype = dtype
+            setattr(network, name, Normalized(layer, dtype, rngs))
+        elif isinstance(layer, nnx.Linear):
+            layer.dtype, dense = dtype, dense + 1
+            if dense > 1:
+                setattr(network, name, Dropped(dropout, layer, rngs))
+    return network
+
+
+def folded(network: nnx.Module) -> dict[str, Any]:
+    """The parameters of the plain network, nested by layer, as `models.load` gives."""
+    if not isinstance(network, Chain):
+        return dict(nnx.to_pure_dict(nnx.state(network, nnx.Param)))
+    params = {}
+    for name in network.names:
+        layer = getattr(network, name)
+        if isinstance(layer, Normalized):
+            params[name] = layer.folded()
+        elif isinstance(layer, nnx.Module):
+            linear = layer.linear if isinstance(layer, Dropped) else layer
+            params[name] = dict(nnx.to_pure_dict(nnx.state(linear, nnx.Param)))
+    return params
+
+
+class Trainer:
+    """Stochastic gradient descent on the cross entropy of a network's logits.
+
+    Args:
+        network: A network that `trainable` returned; the last of the activations that
+            it computes are the logits.
+        optimizer: Of optax.
+        smoothing: Share of the target that all classes divide equally (Szegedy et al.
+            2015, arXiv:1512.00567).
+        ema: Decay per step of the moving average of the weights.
+        seed: Of dropout.
+    """
+
+    def __init__(
+        self,
+        network: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        *,
+        smoothing: float,
+        ema: float,
+        seed: int,
+    ):
+        self._graph, *self._first = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
+        self._optimizer = optimizer
+        self._smoothing, self._ema, self._seed = smoothing, ema, seed
+
+    def start(self) -> State:
+        """The state before the first step."""
+        params, statistics, _ = self._first
+        return State(
+            jnp.zeros((), jnp.int32),
+            params,
+            statistics,
+            self._optimizer.init(params),
+            jax.tree.map(jnp.copy, (params, statistics)),
+        )
+
+    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        """Learns from a batch; to be compiled, and the state donated.
+
+        Returns:
+            The new state, and `loss`, `accuracy`, `gradient_norm` and `dead`: the share
+            of hidden units that no image of the batch activates.
+        """
+        losses = jax.value_and_grad(functools.partial(self._loss, state), has_aux=True)
+        (_, (statistics, metrics)), gradient = losses(state.params, batch)
+        update, optimizer = self._optimizer.update(
+            gradient, state.optimizer, state.params
+        )
+        params = optax.apply_updates(state.params, update)
+        # A short memory at first, or the average would remember the random start.
+        decay = jnp.minimum(self._ema, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(
+            (params, statistics), state.average, 1 - decay
+        )
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        new = State(state.step + 1, params, statistics, optimizer, average)
+        return new, metrics
+
+    def _loss(
+        self, state: State, params: nnx.State, batch: Batch
+    ) -> tuple[Array, tuple[nnx.State, dict[str, Array]]]:
+        network = self._network(params, state.statistics)
+        network.train()
+        key = jax.random.fold_in(jax.random.key(self._seed), state.step)
+        nnx.reseed(network, default=key)
+        activations = network(batch["image"].astype(jnp.float32))
+        logits = list(activations.values())[-1].astype(jnp.float32)
+        labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        targets = optax.smooth_labels(labels, self._smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        metrics = {
+            "loss": loss,
+            "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
+            "dead": _dead(activations),
+        }
+        return loss, (nnx.state(network, nnx.BatchStat), metrics)
+
+    def _network(self, params: nnx.State, statistics: nnx.State) -> nnx.Module:
+        rest = self._first[2]
+        return nnx.merge(self._graph, params, statistics, rest, copy=True)
+
+    def average(self, state: State) -> dict[str, Any]:
+        """The averaged weights as parameters of the plain network, nested by layer."""
+        return folded(self._network(*state.average))
+
+
+def _dead(activations: Mapping[str, Array]) -> Array:
+    """The share of units after a ReLU that are zero for all images, everywhere."""
+    after = [x for name, x in activations.items() if f"{name}_pre" in activations]
+    dead = [(x <= 0).all(range(x.ndim - 1)) for x in after]
+    return jnp.concatenate(dead).mean() if dead else jnp.zeros(())
+
+
+def correct(
+    forward: Callable[[Any, Array], Mapping[str, Array]], params: Any, batch: Batch
+) -> dict[str, Array]:
+    """Counts the labelled images, and those whose class is first or among five.
+
+    A class that is as likely as another counts as the later of the two.
+    """
+    logits = list(forward(params, batch["image"].astype(jnp.float32)).values())[-1]
+    labels = batch["label"]
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    rank = (logits >= own).sum(-1)
+    return {
+        "images": (labels >= 0).sum(),
+        "top1": ((rank <= 1) & (labels >= 0)).sum(),
+        "top5": ((rank <= 5) & (labels >= 0)).sum(),
+    }
