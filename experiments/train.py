@@ -22,7 +22,16 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nstvis import batches, data, devices, models, runs, training, weights
+from nstvis import (
+    batches,
+    data,
+    devices,
+    evaluation,
+    models,
+    runs,
+    training,
+    weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +105,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         runs.interruptible() as interruption,
         run.checkpoints,
         runs.Metrics(workdir, run.done) as metrics,
-        runs.Progress([run.cost(i) for i in range(run.steps)], run.done) as progress,
+        runs.Progress(run.costs(), run.done) as progress,
     ):
         state = run.start()
         for step in range(run.done + 1, run.steps + 1):
@@ -136,72 +145,77 @@ class Run:
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config = config
         self.source = data.load(config.dataset, config.split, config.data_dir)
+        if not self.source.classes:
+            raise ValueError(f"{config.dataset} has no classes to learn")
         self._validation = None
         if config.validation:
             self._validation = data.load(
                 config.dataset, config.validation, config.data_dir
             )
-        if not self.source.classes:
-            raise ValueError(f"{config.dataset} has no classes to learn")
         self.steps_per_epoch = len(self.source) // config.batch
         if not self.steps_per_epoch:
             raise ValueError(
-                f"{config.dataset} has {len(self.source)} images, less than a batch of"
-                f" {config.batch}"
+                f"a batch of {config.batch} images is more than the {len(self.source)}"
+                f" of {config.dataset}"
             )
         self.steps = self.steps_per_epoch * config.epochs
-        self._sizes = [
-            int(size) for size in (config.growth or str(config.size)).split(",")
-        ]
+        growth = config.growth or str(config.size)
+        self._sizes = [int(size) for size in growth.split(",")]
         self._damaged = batches.Damaged(workdir / "damaged.txt")
         kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
         self.checkpoints = runs.Checkpoints(workdir, config.checkpoint_every, kept)
         self.done = self.checkpoints.latest()
-        mesh = devices.mesh()
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._divided = NamedSharding(mesh, PartitionSpec("data"))
-        self._trainer = self._new_trainer()
-        self._step = jax.jit(self._trainer.step, donate_argnums=0)
-        self._folded = jax.jit(self._trainer.average)
-        self._images: Any = None
+        self._mesh = devices.mesh()
+        self._compile()
 
-    def _new_trainer(self) -> training.Trainer:
-        config = self._config
-        self._schedule = optax.warmup_cosine_decay_schedule(
+    def _compile(self) -> None:
+        config, classes = self._config, len(self.source.classes)
+        self._rate = optax.warmup_cosine_decay_schedule(
             0, config.learning_rate, round(config.warmup * self.steps), self.steps
         )
+        optimizer = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, _kernels),
+            optax.sgd(self._rate, momentum=0.9, nesterov=True),
+        )
         network = models.network(
-            config.model, "random", classes=len(self.source.classes), seed=config.seed
+            config.model, "random", classes=classes, seed=config.seed
         )
         forward, _ = models.functional(network)
-        self._correct = jax.jit(functools.partial(training.correct, forward))
-        accelerated = jax.default_backend() != "cpu"
-        return training.Trainer(
+        accelerated = jax.default_backend() != "cpu"  # where bfloat16 is slower
+        self._trainer = training.Trainer(
             training.trainable(
                 network, config.dropout, jnp.bfloat16 if accelerated else jnp.float32
             ),
-            optax.chain(
-                optax.add_decayed_weights(config.weight_decay, _kernels),
-                optax.sgd(self._schedule, momentum=0.9, nesterov=True),
-            ),
+            optimizer,
             smoothing=config.smoothing,
             ema=config.ema,
             seed=config.seed,
         )
+        self._step = jax.jit(self._trainer.step, donate_argnums=0)
+        self._average = jax.jit(self._trainer.average)
+        self._correct = jax.jit(functools.partial(evaluation.correct, forward))
+
+    def size(self, step: int) -> int:
+        """Side of the images of step `step`, counted from 1, in pixels."""
+        return self._sizes[(step - 1) * len(self._sizes) // self.steps]
+
+    def costs(self) -> list[float]:
+        """Floating-point operations of all steps."""
+        state = jax.eval_shape(self._trainer.start)
+        cost = {
+            size: devices.flops(
+                self._step, state, batches.shapes(self._config.batch, size)
+            )
+            for size in set(self._sizes)
+        }
+        return [cost[self.size(step)] for step in range(1, self.steps + 1)]
 
     def start(self) -> training.State:
         """The state from which to go on, with the data iterator where it was."""
-        state = jax.device_put(self._trainer.start(), self._everywhere)
-        self._images = self._iterator(self.done)
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        state = jax.device_put(self._trainer.start(), everywhere)
+        self._images = self._iterator(min(self.done + 1, self.steps))
         return self.checkpoints.restore(state, data=self._images)
-
-    def size(self, step: int) -> int:
-        """Side of the images after `step` steps, in pixels."""
-        return self._sizes[step * len(self._sizes) // self.steps]
-
-    def cost(self, step: int) -> float:
-        """What the step after `step` steps costs, relative to others."""
-        return float(self.size(step) ** 2)
 
     def _iterator(self, step: int) -> Any:
         config = self._config
@@ -219,19 +233,13 @@ class Run:
 
     def step(self, state: training.State, step: int) -> tuple[training.State, dict]:
         """Takes step `step`, counted from 1; returns the state and metrics."""
-        if step > 1 and self.size(step - 1) != self.size(step - 2):
-            iterator = self._iterator(step - 1)
-            iterator.set_state(self._images.get_state())
-            self._images = iterator
-        state, row = self._step(state, self._placed(next(self._images)))
-        rate = self._schedule(step - 1)
-        return state, row | {"step": step, "learning_rate": rate}
-
-    def _placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {
-            name: jax.make_array_from_process_local_data(self._divided, part)
-            for name, part in batch.items()
-        }
+        if step > 1 and self.size(step) != self.size(step - 1):
+            position = self._images.get_state()
+            self._images = self._iterator(step)
+            self._images.set_state(position)
+        batch = devices.divided(next(self._images), self._mesh)
+        state, row = self._step(state, batch)
+        return state, row | {"step": step, "learning_rate": self._rate(step - 1)}
 
     def save(self, step: int, state: training.State) -> None:
         """Saves the state and the data iterator's."""
@@ -239,7 +247,7 @@ class Run:
 
     def average(self, state: training.State) -> dict[str, Any]:
         """The averaged weights as parameters of the plain network."""
-        return self._folded(state)
+        return self._average(state)
 
     def accuracy(self, params: dict[str, Any]) -> dict[str, float]:
         """Shares of the validation images whose class is first, or among five."""
@@ -252,14 +260,8 @@ class Run:
             damaged=self._damaged,
             workers=self._config.workers,
         )
-        total = None
-        for batch in images:
-            count = self._correct(params, self._placed(batch))
-            total = count if total is None else jax.tree.map(jnp.add, total, count)
-        counts = {name: int(value) for name, value in (total or {}).items()}
-        return {
-            f"validation_{k}": counts[k] / counts["images"] for k in ("top1", "top5")
-        }
+        found = evaluation.accuracy(self._correct, params, images)
+        return {f"validation_{name}": found[name] for name in ("top1", "top5")}
 
 
 def _kernels(params: Any) -> Any:

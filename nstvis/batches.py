@@ -22,6 +22,14 @@ from nstvis.data import Example, Source
 _log = logging.getLogger(__name__)
 
 
+def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of `batch` images of side `size` looks like."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), np.int32),
+    }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How a training image differs from the one in the data set."""
@@ -134,7 +142,7 @@ def _in_batches(
 
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:
-    return {"image": np.asarray(image), "label": np.int32(label)}
+    return {"image": np.asarray(image), "label": np.array(label, np.int32)}
 
 
 def _augmented(

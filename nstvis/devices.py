@@ -1,11 +1,15 @@
-"""What the machine has: compiled programs kept between runs, and memory."""
+"""What the machine has: devices, memory, and programs kept between runs."""
 
 import contextlib
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 import psutil
+from jax.sharding import NamedSharding, PartitionSpec
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -34,6 +38,29 @@ def mesh() -> jax.sharding.Mesh:
     """All devices of all hosts in a row, the axis `data`."""
     automatic = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((jax.device_count(),), ("data",), automatic)
+
+
+def divided(
+    batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> dict[str, jax.Array]:
+    """Puts a batch of arrays, of which every host has its part, on all devices.
+
+    Raises:
+        ValueError: It does not divide by the number of devices.
+    """
+    size, count = len(next(iter(batch.values()))), jax.local_device_count()
+    if size % count:
+        raise ValueError(f"a batch of {size} images does not divide by {count} devices")
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, part)
+        for name, part in batch.items()
+    }
+
+
+def flops(function: Any, *arguments: Any) -> float:
+    """Floating-point operations of a call of a jitted function, by XLA's count."""
+    return (function.lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
 
 
 def needed_memory(program: jax.stages.Compiled) -> int:

@@ -105,6 +105,8 @@ class GridLinear(nnx.Linear):
         self.grid = grid
 
     def __call__(self, inputs: Array) -> Array:
+        if not inputs.size:
+            raise ValueError("the images are too small: nothing is left after pooling")
         rows = jnp.asarray(_cell_averages(inputs.shape[1], self.grid))
         columns = jnp.asarray(_cell_averages(inputs.shape[2], self.grid))
         cells = jnp.einsum("bhwc,ih,jw->bcij", inputs, rows, columns)

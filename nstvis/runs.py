@@ -233,7 +233,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         self._keeper = ocp.training.Checkpointer(
             str((workdir / "checkpoints").absolute()),
-            preservation_policy=policies.AnyPreservationPolicy(
+            preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [policies.LatestN(2), policies.CustomSteps(keep)]
             ),
             cleanup_tmp_directories=True,

@@ -5,7 +5,7 @@ into the parameters of the plain network.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +23,11 @@ class State(NamedTuple):
     """All that changes from step to step."""
 
     step: Array
-    params: nnx.State
-    statistics: nnx.State
+    params: Any
+    statistics: Any
     optimizer: Any
     # Moving averages of the parameters and statistics: what is evaluated and kept.
-    average: tuple[nnx.State, nnx.State]
+    average: Any
 
 
 class Normalized(nnx.Module):
@@ -195,21 +195,3 @@ def _dead(activations: Mapping[str, Array]) -> Array:
     after = [x for name, x in activations.items() if f"{name}_pre" in activations]
     dead = [(x <= 0).all(range(x.ndim - 1)) for x in after]
     return jnp.concatenate(dead).mean() if dead else jnp.zeros(())
-
-
-def correct(
-    forward: Callable[[Any, Array], Mapping[str, Array]], params: Any, batch: Batch
-) -> dict[str, Array]:
-    """Counts the labelled images, and those whose class is first or among five.
-
-    A class that is as likely as another counts as the later of the two.
-    """
-    logits = list(forward(params, batch["image"].astype(jnp.float32)).values())[-1]
-    labels = batch["label"]
-    own = jnp.take_along_axis(logits, labels[:, None], 1)
-    rank = (logits >= own).sum(-1)
-    return {
-        "images": (labels >= 0).sum(),
-        "top1": ((rank <= 1) & (labels >= 0)).sum(),
-        "top5": ((rank <= 5) & (labels >= 0)).sum(),
-    }

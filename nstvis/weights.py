@@ -91,6 +91,23 @@ def load(
     return arrays
 
 
+def classes(source: str, model: str) -> list[str]:
+    """The names of the logits, in order, if the weights tell: those of `save` do.
+
+    Args:
+        source: As for `load`.
+        model: The network's name.
+
+    Raises:
+        ValueError: There are no such weights, or the file is damaged.
+    """
+    path = _bundled(model) if source == "bundled" else Path(source)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return []
+    with _naming(path), safe_open(path, framework="numpy") as file:
+        return json.loads((file.metadata() or {}).get("classes", "[]"))
+
+
 def save(path: Path, params: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Writes parameters as float16 to a .safetensors file, whole or not at all.
 
@@ -171,11 +188,11 @@ def _downloaded(file: str) -> Path:
         _log.warning("%s is damaged: downloading it again", path)
         path.unlink()
     if not path.exists():
-        _download(TORCHVISION_URL + file, path)
+        download(TORCHVISION_URL + file, path)
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def download(url: str, path: Path) -> None:
     """Downloads a file that must prove genuine; `path` never holds a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     by_hand = f"or download it by hand to {path}"

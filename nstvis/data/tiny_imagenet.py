@@ -94,7 +94,7 @@ def load(argument: str, split: str, data_dir: str) -> Records:
 def _downloaded() -> epath.Path:
     path = devices.cache_folder() / f"tiny-imagenet-200-{SHA256}.zip"
     if not path.exists():
-        weights._download(URL, path)
+        weights.download(URL, path)
     return epath.Path(path)
 
 

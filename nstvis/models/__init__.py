@@ -73,7 +73,8 @@ def load(
             path: .pth, .pt, .safetensors, .npz, or an Orbax directory.
         pooling: `max` or `average`.
         last: The last layer that is needed; deeper parameters are not loaded.
-        classes: Number of logits; the network's own by default.
+        classes: Number of logits; by default as many as the weights tell, or the
+            network's own number.
         seed: Seed of `random`.
 
     Returns:
@@ -111,6 +112,8 @@ def network(
     if last is not None and last not in (known := layers(name)):
         raise ValueError(unknown(f"layer of {name}", last, known))
     module = plugins.find("model", name, FOLDER)
+    if classes is None:
+        classes = len(weights_io.classes(weights, pathlib.Path(name).stem)) or None
     whole = _abstract(module, pooling, None, classes)
     wanted = _abstract(module, pooling, last, classes)
     graph, state = nnx.split(wanted)
