@@ -6,7 +6,7 @@ r"""Trains a network to classify images.
 
 Leaves the weights, `MODEL.safetensors`, averaged over the last steps and with batch
 norm folded in: `--config.weights=PATH` of every experiment takes them. Beside them
-`loss.png`, `accuracy.png`, `metrics.jsonl`, `damaged.txt` if images were, and
+`loss.png`, `accuracy.png`, `metrics.jsonl`, `damaged.txt` if there are such images, and
 `checkpoints/`, which keep the epochs of Zeiler & Fergus's (2013) Figure 4.
 """
 
@@ -111,15 +111,22 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         for step in range(run.done + 1, run.steps + 1):
             state, row = run.step(state, step)
             epoch, rest = divmod(step, run.steps_per_epoch)
+            keep = not rest or interruption.signal or run.checkpoints.due()
+            if keep and not np.isfinite(row["loss"]):
+                metrics.write(row)
+                metrics.flush()
+                raise FloatingPointError(
+                    f"the loss is not finite at step {step}: start again with a lower"
+                    " --config.learning_rate and another --workdir"
+                )
             if not rest:
                 params = run.average(state)
                 weights.save(output, params, run.source.classes)
                 row |= run.accuracy(params)
             if landed := metrics.write(row):
                 progress.show(int(landed["step"]), _numbers(landed))
-            if not rest or interruption.signal or run.checkpoints.due():
+            if keep:
                 landed = metrics.flush()
-                _require_finite(landed or {})
                 run.save(step, state)
             if not rest and landed:
                 logger.info(
@@ -131,11 +138,13 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         logger.info("stopped after step %d of %d", step, run.steps)
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + interruption.signal
+    if skipped := len(run.damaged.ids()):
+        logger.warning("%d damaged images were skipped: %s", skipped, run.damaged.path)
     metrics.plot(workdir / "loss.png", ["loss"], "log")
     shares = ["accuracy", "validation_top1", "validation_top5"]
     metrics.plot(workdir / "accuracy.png", shares, "linear")
-    for path in (output, workdir / "accuracy.png", workdir / "loss.png"):
-        logger.info("%s", path)
+    for name in (output.name, "accuracy.png", "loss.png", "metrics.jsonl"):
+        logger.info("%s", workdir / name)
     return 0
 
 
@@ -144,6 +153,7 @@ class Run:
 
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config = config
+        self._sizes = _sizes(config)
         self.source = data.load(config.dataset, config.split, config.data_dir)
         if not self.source.classes:
             raise ValueError(f"{config.dataset} has no classes to learn")
@@ -159,9 +169,8 @@ class Run:
                 f" of {config.dataset}"
             )
         self.steps = self.steps_per_epoch * config.epochs
-        growth = config.growth or str(config.size)
-        self._sizes = [int(size) for size in growth.split(",")]
-        self._damaged = batches.Damaged(workdir / "damaged.txt")
+        self.damaged = batches.Damaged(workdir / "damaged.txt")
+        self._unmeasured = batches.Damaged(workdir / "damaged_validation.txt")
         kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
         self.checkpoints = runs.Checkpoints(workdir, config.checkpoint_every, kept)
         self.done = self.checkpoints.latest()
@@ -226,7 +235,7 @@ class Run:
                 config.batch,
                 seed=config.seed,
                 augmentation=batches.Augmentation(crop=config.crop, color=config.color),
-                damaged=self._damaged,
+                damaged=self.damaged,
                 workers=config.workers,
             )
         )
@@ -257,24 +266,29 @@ class Run:
             self._validation,
             self._config.size,
             self._config.batch,
-            damaged=self._damaged,
+            damaged=self._unmeasured,
             workers=self._config.workers,
         )
         found = evaluation.accuracy(self._correct, params, images)
         return {f"validation_{name}": found[name] for name in ("top1", "top5")}
 
 
+def _sizes(config: Config) -> list[int]:
+    """Reads the sides of the images, and checks the other numbers that must be so."""
+    for name in ("size", "epochs", "batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} should be at least 1")
+    try:
+        return [int(size) for size in (config.growth or str(config.size)).split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"growth={config.growth} should be sides of images, such as 48,64"
+        ) from error
+
+
 def _kernels(params: Any) -> Any:
     """Picks the parameters that decay: kernels, not biases and scales."""
     return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-def _require_finite(row: dict[str, float]) -> None:
-    if not np.isfinite(row.get("loss", 0.0)):
-        raise FloatingPointError(
-            f"the loss is not finite at step {row['step']:.0f}: the run stops; start"
-            " again with a lower --config.learning_rate and another --workdir"
-        )
 
 
 def _numbers(row: dict[str, float]) -> str:

@@ -268,6 +268,7 @@ class Checkpoints:
         if step != self._newest:
             leaves = enumerate(jax.tree.leaves(tree))
             state = {str(i): jnp.copy(leaf) for i, leaf in leaves}
+            self._keeper.wait()  # Orbax skips a save while another one goes on.
             self._keeper.save_checkpointables_async(step, {"state": state} | parts)
         self._saved_at, self._newest = time.monotonic(), step
 

@@ -49,7 +49,7 @@ class Normalized(nnx.Module):
         assert conv.bias is not None  # as `layers.conv` makes them
         scale = norm.scale * jax.lax.rsqrt(norm.var + norm.epsilon)
         bias = norm.bias + (conv.bias - norm.mean) * scale
-        return {"kernel": conv.kernel * scale, "bias": bias}
+        return {"kernel": conv.kernel * scale[None, None, None], "bias": bias}
 
 
 class Dropped(nnx.Module):
@@ -158,7 +158,7 @@ class Trainer:
         average = optax.incremental_update(
             (params, statistics), state.average, 1 - decay
         )
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         new = State(state.step + 1, params, statistics, optimizer, average)
         return new, metrics
 

@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -265,33 +266,35 @@ def test_metrics_rewind_to_the_step_of_the_checkpoint(open_metrics, tmp_path):
 
 def test_metrics_are_plotted_even_if_there_are_none(open_metrics, tmp_path):
     metrics = open_metrics(0)
-    metrics.plot(tmp_path / "none.png", ["J"])
+    metrics.plot(tmp_path / "none.png", ["J"], "log")
     metrics.write({"step": 1, "J": 2.0})
     metrics.write({"step": 2, "J": 1.0})
     metrics.flush()
-    metrics.plot(tmp_path / "some.png", ["J"])
+    metrics.plot(tmp_path / "some.png", ["J"], "log")
     with Image.open(tmp_path / "none.png") as a, Image.open(tmp_path / "some.png") as b:
         assert a.size == b.size
         assert a.tobytes() != b.tobytes()
 
 
-def test_checkpoints_keep_the_newest_two(tmp_path):
+def test_checkpoints_keep_the_newest_two_and_those_asked_for(tmp_path):
     def tree(x):
         return {"x": jnp.full((2, 3), x, jnp.float32), "n": jnp.int32(x)}
 
-    keeper = runs.Checkpoints(tmp_path, 0)
-    assert keeper.latest() == 0
-    assert keeper.restore(fresh := tree(0)) is fresh
-    for step in (3, 7, 20):
-        keeper.save(step, tree(step + 0.1))
-    keeper.save(20, tree(5))  # once saved, a step stays
+    with runs.Checkpoints(tmp_path, 0, [2, 4]) as keeper:
+        assert keeper.latest() == 0
+        assert keeper.restore(fresh := tree(0)) is fresh
+        for step in (2, 3, 7, 20):
+            saved = tree(step + 0.1)
+            keeper.save(step, saved)
+            jax.tree.map(lambda leaf: leaf.delete(), saved)  # as donating it would
+        keeper.save(20, tree(5))  # once saved, a step stays
     again = runs.Checkpoints(tmp_path, 0)
     assert again.latest() == 20
     restored = again.restore(tree(0))
     assert restored["n"].dtype == jnp.int32
     assert np.array_equal(restored["x"], tree(20.1)["x"])
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["20", "7"]
+    assert kept == ["2", "20", "7"]
 
 
 def test_checkpoints_are_due_after_their_interval(tmp_path, monkeypatch):
@@ -305,12 +308,13 @@ def test_checkpoints_are_due_after_their_interval(tmp_path, monkeypatch):
 
 
 def test_checkpoints_ignore_one_that_was_cut_short(tmp_path):
-    runs.Checkpoints(tmp_path, 0).save(4, {"x": jnp.ones(3)})
+    with runs.Checkpoints(tmp_path, 0) as keeper:
+        keeper.save(4, {"x": jnp.ones(3)})
     half = tmp_path / "checkpoints/9.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints/4", half)
-    keeper = runs.Checkpoints(tmp_path, 0)
-    assert keeper.latest() == 4
-    keeper.save(9, {"x": jnp.zeros(3)})
+    with runs.Checkpoints(tmp_path, 0) as keeper:
+        assert keeper.latest() == 4
+        keeper.save(9, {"x": jnp.zeros(3)})
     assert np.array_equal(keeper.restore({"x": jnp.ones(3)})["x"], np.zeros(3))
 
 
