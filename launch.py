@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
             print(f"{experiment.__doc__}\n{plugins.describe(experiment.Config)}")
             return 0
         config = plugins.parse_config(experiment, values, argv)
+        devices.connect()
         workdir = pathlib.Path(
             values.workdir or runs.default_workdir(values.experiment)
         )

@@ -107,11 +107,14 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         runs.Metrics(workdir, run.done) as metrics,
         runs.Progress(run.costs(), run.done) as progress,
     ):
-        state = run.start()
+        state, wish = run.start(), 0
         for step in range(run.done + 1, run.steps + 1):
             state, row = run.step(state, step)
             epoch, rest = divmod(step, run.steps_per_epoch)
-            keep = not rest or interruption.signal or run.checkpoints.due()
+            # To stop, which is a signal's number, or to save, which is 1.
+            wish = interruption.signal or int(run.checkpoints.due())
+            wish = devices.agreed(wish, step)
+            keep = wish or not rest
             if keep and not np.isfinite(row["loss"]):
                 metrics.write(row)
                 metrics.flush()
@@ -121,7 +124,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
                 )
             if not rest:
                 params = run.average(state)
-                weights.save(output, params, run.source.classes)
+                if devices.is_lead():
+                    weights.save(output, params, run.source.classes)
                 row |= run.accuracy(params)
             if landed := metrics.write(row):
                 progress.show(int(landed["step"]), _numbers(landed))
@@ -132,12 +136,14 @@ def run(config: Config, workdir: pathlib.Path) -> int:
                 logger.info(
                     "epoch %d of %d: %s", epoch, config.epochs, _numbers(landed)
                 )
-            if interruption.signal:
+            if wish > 1:
                 break
-    if interruption.signal:
+    if wish > 1:
         logger.info("stopped after step %d of %d", step, run.steps)
         logger.info("the same command with --workdir=%s goes on from there", workdir)
-        return 128 + interruption.signal
+        return 128 + wish
+    if not devices.is_lead():
+        return 0
     if skipped := len(run.damaged.ids()):
         logger.warning("%d damaged images were skipped: %s", skipped, run.damaged.path)
     metrics.plot(workdir / "loss.png", ["loss"], "log")
@@ -278,6 +284,10 @@ def _sizes(config: Config) -> list[int]:
     for name in ("size", "epochs", "batch"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} should be at least 1")
+    if config.batch % jax.device_count():
+        raise ValueError(
+            f"batch={config.batch} does not divide by {jax.device_count()} devices"
+        )
     try:
         return [int(size) for size in (config.growth or str(config.size)).split(",")]
     except ValueError as error:

@@ -1,6 +1,7 @@
 """What the machine has: devices, memory, and programs kept between runs."""
 
 import contextlib
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
@@ -32,6 +34,42 @@ def compile_options() -> dict[str, bool]:
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def connect() -> None:
+    """Joins the processes of all hosts into one run; before any device is used.
+
+    JAX finds the other hosts itself on Cloud TPU, Slurm, MPI and GKE. Elsewhere say
+    where they are in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        count, mine = (
+            int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        )
+        jax.distributed.initialize(address, count, mine)
+    else:
+        with contextlib.suppress(ValueError):  # which says that there is no cluster
+            jax.distributed.initialize()
+    if not is_lead():
+        logging.disable(logging.INFO)
+
+
+def is_lead() -> bool:
+    """Whether this host is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def agreed(wish: int, step: int) -> int:
+    """The highest of all hosts' wishes, so that all do the same at the same step.
+
+    Hosts ask one another at every tenth step, as they have to wait for it; alone, one
+    has its wish at once.
+    """
+    if jax.process_count() == 1:
+        return wish
+    if step % 10:
+        return 0
+    return int(multihost_utils.process_allgather(np.int32(wish)).max())
 
 
 def mesh() -> jax.sharding.Mesh:

@@ -31,6 +31,8 @@ from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from nstvis import devices
+
 logger = logging.getLogger(__name__)
 
 LAG = 3  # steps that metrics wait before they are fetched, when they are long finished
@@ -72,7 +74,8 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> None:
             f"{workdir} holds files but no run of nstvis: name another --workdir"
         )
     record["starts"].append(_provenance())
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    if devices.is_lead():
+        write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -159,8 +162,10 @@ class Metrics:
         self.path = workdir / "metrics.jsonl"
         self._late: collections.deque[Mapping[str, Any]] = collections.deque()
         kept = [row for row in self.read() if row["step"] <= done]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a", buffering=1)
+        if devices.is_lead():
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        path = self.path if devices.is_lead() else pathlib.Path(os.devnull)
+        self._file = path.open("a", buffering=1)
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import signal
+import socket
 
 import launcher
 import numpy as np
@@ -47,7 +48,7 @@ def assert_same_end(workdir, whole):
 
 # In the first epoch, at its end, where the images grow, and in the last epoch.
 @pytest.mark.parametrize(
-    ("every", "kills"), [(0, (3, 14)), (0, (12,)), (1000, (6,)), (1000, (STEPS - 2,))]
+    ("every", "kills"), [(0, (3, 14)), (0, (12,)), (1000, (6,)), (1000, (STEPS - 5,))]
 )
 def test_killed_at_any_step_the_run_ends_bit_identical(
     every, kills, command, uninterrupted, tmp_path
@@ -123,6 +124,42 @@ def test_the_weights_are_evaluated_and_painted_with(uninterrupted, tmp_path):
         f"--workdir={tmp_path / 'style'}",
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_hosts_train_one_network_and_stop_together(command, tmp_path):
+    workdir = tmp_path / "run"
+
+    def both():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            start(
+                *command,
+                f"--workdir={workdir}",
+                environment={
+                    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(host),
+                },
+            )
+            for host in range(2)
+        ]
+
+    lead, other = both()
+    signal_at(other, signal.SIGTERM, workdir, 2)  # only one of them is told
+    finish(other, 128 + signal.SIGTERM)
+    assert "stopped after step 10 of" in finish(lead, 128 + signal.SIGTERM)
+    assert (workdir / "checkpoints/10").is_dir()
+    lead, other = both()
+    assert "going on after step 10 of" in finish(lead)
+    assert "epoch" not in finish(other)
+    assert steps(workdir) == list(range(1, STEPS + 1))
+    assert (
+        "4 x" in json.loads((workdir / "run.json").read_text())["starts"][1]["devices"]
+    )
+    assert (workdir / "alexnet_small.safetensors").exists()
 
 
 @pytest.fixture
