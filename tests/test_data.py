@@ -321,20 +321,23 @@ def test_it_is_prepared_once(tmp_path, monkeypatch):
     assert examples(path.parent, "train") == sorted(images["train"])
 
 
-def test_it_shows_progress_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_it_shows_progress_on_a_terminal_and_nothing_else(terminal, tmp_path):
     path, _ = archive(tmp_path / "data")
-    code = """import sys
+    code = f"""import sys
 from absl import logging
 logging.set_verbosity(logging.INFO)
+sys.stderr.isatty = lambda: {terminal}
 from nstvis import data
 data.load("tiny_imagenet", "train", sys.argv[1])
 logging.info("as before")"""
     result = run(code, path.parent)
     assert result.returncode == 0, result.stderr
-    assert "examples/s]" in result.stderr
+    assert ("examples/s]" in result.stderr) == terminal
     assert [line for line in result.stderr.splitlines() if "INFO" in line] == [
         "INFO:absl:as before"
     ]
+    assert not result.stdout
 
 
 def test_a_killed_preparation_is_begun_again(tmp_path):

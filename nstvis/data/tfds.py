@@ -7,16 +7,21 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
+import logging
 import operator
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
 
 from nstvis.data import Example
 from nstvis.errors import unknown
+
+_log = logging.getLogger(__name__)
 
 # The builders beside this file; importing one makes TFDS know it.
 OURS = ("primitives", "tiny_imagenet")
@@ -74,12 +79,12 @@ class Records:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps what TFDS logs, but not its progress, from stderr."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        absl_logging.set_verbosity(before)
 
 
 @quiet()
@@ -108,8 +113,13 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         OSError: A download failed.
     """
     problem = f"cannot prepare {builder.name}"
+    if not builder.is_prepared():
+        _log.info("preparing %s, once, in %s", builder.name, builder.data_path)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says the same
+            builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         raise ValueError(f"{problem} here ({_line(error)}): {_ELSEWHERE}") from error
     except OSError:
