@@ -87,7 +87,12 @@ class Config:
 PRESETS = {
     # The weights that this project ships.
     "tiny_imagenet": Config(
-        dataset="tiny_imagenet", epochs=24, growth="40,48,56", dropout=0.2, color=0.1
+        dataset="tiny_imagenet",
+        epochs=18,
+        growth="48,64",
+        dropout=0.1,
+        color=0.1,
+        learning_rate=0.05,
     ),
 }
 

@@ -67,22 +67,26 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
     """Adds batch norm after a chain's convolutions, dropout before its dense layers.
 
     The first dense layer gets none: it is the outputs of the hidden dense layers that
-    are dropped (Krizhevsky et al. 2012, section 4.2). A network that is no `Chain` is
-    left as it is.
+    are dropped (Krizhevsky et al. 2012, section 4.2). The logits start at zero: all
+    classes are equally likely. A network that is no `Chain` is left as it is.
 
     Args:
         network: A network as `models` build it, whose parameters are taken over.
         dropout: Share of activations to drop.
         dtype: What layers compute in; parameters stay float32.
     """
+    if not isinstance(network, Chain):
+        return network
     rngs, dense = nnx.Rngs(0), 0
-    for name in network.names if isinstance(network, Chain) else ():
+    for name in network.names:
         layer = getattr(network, name)
         if isinstance(layer, nnx.Conv):
             layer.dtype = dtype
             setattr(network, name, Normalized(layer, dtype, rngs))
         elif isinstance(layer, nnx.Linear):
             layer.dtype, dense = dtype, dense + 1
+            if name == network.logits:
+                layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
             if dense > 1:
                 setattr(network, name, Dropped(dropout, layer, rngs))
     return network
