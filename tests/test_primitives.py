@@ -170,9 +170,10 @@ def test_it_is_found_by_name(small, tmp_path, name):
     assert {example(3, "train", i)[1].tobytes() for i in (0, last)} <= pictures
 
 
-def test_the_default_is_seed_0_in_the_cache_folder(small, cache):
+def test_the_default_is_seed_0_in_the_cache_folder(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(data.load("primitives", "validation")) == len(KINDS)
-    assert (cache / "nstvis" / "tfds" / "primitives" / "0").is_dir()
+    assert (tmp_path / "nstvis" / "tfds" / "primitives" / "0").is_dir()
 
 
 def test_unknown_seeds_are_refused():
