@@ -1,7 +1,8 @@
 """From a data set to batches of equal images, in an order that depends on the seed alone.
 
 Batches are dicts of `image`, uint8 `[batch, size, size, 3]`, RGB, and `label`, int32
-`[batch]`. Every host makes its own part of each batch.
+`[batch]`; those of `evaluation` have `index`, int32 `[batch]`, too. Every host makes its
+own part of each batch.
 """
 
 import contextlib
@@ -108,22 +109,23 @@ def training(
 def evaluation(
     source: Source, size: int, batch: int, *, damaged: Damaged, workers: int
 ) -> grain.IterDataset:
-    """All images once, in order; what is damaged or fills the last batch has label -1.
+    """All images once, in order, as `centred`, with their index in the data set.
 
-    An image is scaled until its shorter side is `size`, and the centre is taken. The
-    arguments are those of `training`.
+    What is damaged or fills the last batch has label and index -1. The arguments are
+    those of `training`.
     """
 
     def make(index: int) -> dict[str, np.ndarray]:
         if index < len(source):
             example = source[index]
             try:
-                image = images.decode(example.encoded, example.id).convert("RGB")
+                image = centred(example, size)
             except ValueError as error:
                 damaged.add(example, error)
             else:
-                return _element(_centre(image, size), example.label)
-        return _element(Image.new("RGB", (size, size)), -1)
+                return _element(image, example.label) | {"index": np.int32(index)}
+        blank = Image.new("RGB", (size, size))
+        return _element(blank, -1) | {"index": np.int32(-1)}
 
     padded = math.ceil(len(source) / batch) * batch
     mine = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
@@ -169,7 +171,13 @@ def _augmented(
     return image
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def centred(example: Example, size: int) -> Image.Image:
+    """An image scaled until its shorter side is `size`, of which the centre is taken.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    image = images.decode(example.encoded, example.id).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)

@@ -1,0 +1,370 @@
+"""The images that activate each unit most, found in one pass over a data set.
+
+A step, compiled, takes a batch to every layer's activations and these to each unit's
+maximum and where it is; what is kept is a state of a few megabytes for each device.
+States merge associatively, in any order, once at the end.
+
+The order of winners is total: higher activation, then lower image, then lower position.
+So the result is the same for any batch size, number of devices and order of images, as
+long as the network's activations are. (XLA rounds dense layers differently for other
+batch sizes; convolutions it does not, on a CPU.)
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nstvis.models import Forward, Params
+
+# What no image has: it loses against all.
+NOBODY = np.iinfo(np.int32).max
+
+# Histograms have four bins to an octave: the first two bits of a float's mantissa.
+_SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
+
+
+class Best(NamedTuple):
+    """Candidates in order, the best first: `[..., n, units]`."""
+
+    score: Array
+    image: Array
+    # Row * width + column in the layer's map.
+    position: Array
+
+
+class State(NamedTuple):
+    """What is known after some images, of the units of all layers in a row."""
+
+    # int32 []: images seen.
+    images: Array
+    # [1, pool, units], [1, k, units] with activations negated, [classes, n, units].
+    top: Best
+    least: Best
+    by_class: Best
+    # float32 [units]: mean, and the sum of squared deviations from it.
+    mean: Array
+    deviation: Array
+    # int32 [units]: images with no activation above 0.
+    silent: Array
+    # int32 [bins, units].
+    histogram: Array
+    # int32 [classes] and float32 [classes, units]: images of a class, their activation.
+    class_images: Array
+    class_sum: Array
+    # int32 []: the first image with an activation that is no number.
+    broken: Array
+
+
+def edges() -> list[float]:
+    """Borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
+    octaves = _LOWEST * 2.0 ** np.arange(_OCTAVES)
+    quarters = (octaves[:, None] * (1 + np.arange(4) / 4)).ravel()
+    above = [*quarters, octaves[-1] * 2]
+    return [-x for x in reversed(above)] + above
+
+
+def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> State:
+    """The state before the first image.
+
+    Args:
+        units: Of all layers together.
+        pool: Highest activations to keep; more than are shown, if some may be dropped.
+        k: Lowest activations to keep.
+        classes: Number of classes.
+        per_class: Highest activations of each class to keep.
+    """
+
+    def nobody(*shape: int) -> Best:
+        image, position = (jnp.full(shape, NOBODY, jnp.int32) for _ in range(2))
+        return Best(jnp.full(shape, -jnp.inf), image, position)
+
+    return State(
+        images=jnp.zeros((), jnp.int32),
+        top=nobody(1, pool, units),
+        least=nobody(1, k, units),
+        by_class=nobody(classes, per_class, units),
+        mean=jnp.zeros(units),
+        deviation=jnp.zeros(units),
+        silent=jnp.zeros(units, jnp.int32),
+        histogram=jnp.zeros((len(edges()) - 1, units), jnp.int32),
+        class_images=jnp.zeros(classes, jnp.int32),
+        class_sum=jnp.zeros((classes, units)),
+        broken=jnp.array(NOBODY, jnp.int32),
+    )
+
+
+def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
+    """The highest activations of each map and where they are, the first one of equals.
+
+    Args:
+        x: A layer's activations, `[batch, height, width, units]` or `[batch, units]`.
+        count: How many of each map; each but the first is more than `reach` away from
+            those before it.
+        reach: Rows and columns.
+
+    Returns:
+        Activations and positions, each `[batch, count, units]`; -inf and 0 where a map
+        has no further one.
+    """
+    x = x.reshape(len(x), *(x.shape[1:-1] or (1, 1)), x.shape[-1])
+    width = x.shape[2]
+    rows, columns = (lax.broadcasted_iota(jnp.int32, x.shape, i) for i in (1, 2))
+    places, found = rows * width + columns, []
+    for i in range(count):
+        score = x.max((1, 2))
+        first = jnp.where(x == score[:, None, None], places, NOBODY).min((1, 2))
+        position = jnp.where(first == NOBODY, 0, first)
+        found.append((score, position))
+        if i + 1 < count:
+            row, column = jnp.divmod(position[:, None, None], width)
+            near = abs(rows - row) <= reach[0]
+            near &= abs(columns - column) <= reach[1]
+            x = jnp.where(near, -jnp.inf, x)
+    scores, positions = zip(*found, strict=True)
+    return jnp.stack(scores, 1), jnp.stack(positions, 1)
+
+
+def insert(best: Best, candidate: Best) -> Best:
+    """Puts one candidate of each unit, `[..., units]`, in its place; the last falls out."""
+    candidate = Best(*(part[..., None, :] for part in candidate))
+    behind = _precedes(candidate, best)
+    first = jnp.zeros_like(behind[..., :1, :])
+    above = jnp.concatenate([first, behind[..., :-1, :]], -2)
+    return Best(
+        *(
+            jnp.where(above, jnp.roll(old, 1, -2), jnp.where(behind, new, old))
+            for old, new in zip(best, candidate, strict=True)
+        )
+    )
+
+
+def _precedes(a: Best, b: Best) -> Array:
+    earlier = (a.image < b.image) | ((a.image == b.image) & (a.position < b.position))
+    tied = (a.score == b.score) & (a.score > -jnp.inf)
+    return (a.score > b.score) | (tied & earlier)
+
+
+def _insert_batch(
+    best: Best, scores: Array, images: Array, positions: Array, label: Array
+) -> Best:
+    """Inserts candidates `[candidates, units]`, each in its label's `[n, units]`.
+
+    Candidates of lower images come first. Each round inserts the best of the rest,
+    until none is good enough: after the first batches there are few rounds.
+    """
+    number = jnp.arange(len(scores))[:, None]
+
+    def rest(scores: Array) -> tuple[Array, Best]:
+        score = _by_label(jnp.max, scores, label, best)
+        equal = scores == score[label]
+        which = _by_label(
+            jnp.min, jnp.where(equal, number, len(scores) - 1), label, best
+        )
+        position = jnp.take_along_axis(positions, which, 0)
+        return which, Best(score, images[which], position)
+
+    def unfinished(carry: tuple) -> Array:
+        best, _, (_, candidate) = carry
+        return _precedes(candidate, Best(*(part[:, -1] for part in best))).any()
+
+    def insert_one(carry: tuple) -> tuple:
+        best, scores, (which, candidate) = carry
+        scores = jnp.where(number == which[label], -jnp.inf, scores)
+        return insert(best, candidate), scores, rest(scores)
+
+    return lax.while_loop(unfinished, insert_one, (best, scores, rest(scores)))[0]
+
+
+def _by_label(reduce: Callable, x: Array, label: Array, best: Best) -> Array:
+    if len(best.score) == 1:
+        return reduce(x, 0, keepdims=True)
+    segments = {jnp.max: jax.ops.segment_max, jnp.min: jax.ops.segment_min}[reduce]
+    return segments(x, label, len(best.score))
+
+
+def step(
+    forward: Forward,
+    layers: Mapping[str, Sequence[int]],
+    patches: int,
+    state: State,
+    params: Params,
+    batch: Mapping[str, Array],
+) -> State:
+    """Takes a batch into account; to be compiled, and the state donated.
+
+    Args:
+        forward: The network.
+        layers: Name to the reach of a peak, for `peaks`.
+        patches: Peaks of an image that may win.
+        state: What is known.
+        params: The network's parameters.
+        batch: `image` [batch, height, width, 3], `label` [batch] (-1 if there is none),
+            `index` [batch] in the data set (-1 where there is no image).
+    """
+    order = jnp.argsort(batch["index"])
+    image, label, index = (batch[name][order] for name in ("image", "label", "index"))
+    activations = forward(params, image.astype(jnp.float32))
+    found = [peaks(activations[name], patches, layers[name]) for name in layers]
+    scores, positions = (jnp.concatenate(part, -1) for part in zip(*found, strict=True))
+    return update(state, scores, positions, label, index)
+
+
+def update(
+    state: State, scores: Array, positions: Array, label: Array, index: Array
+) -> State:
+    """Takes peaks `[batch, patches, units]` of images in order into account."""
+    batch, patches, units = scores.shape
+    seen, anyone = (index >= 0)[:, None], jnp.zeros(batch * patches, jnp.int32)
+    broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], NOBODY)
+    highest, where = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
+    labelled = seen[:, 0] & (label >= 0)
+    of_class = (
+        jnp.where(labelled, label, -1) == jnp.arange(len(state.class_sum))[:, None]
+    )
+    count = seen.sum()
+    mean = highest.sum(0) / jnp.maximum(count, 1)
+    deviation = (jnp.where(seen, highest - mean, 0) ** 2).sum(0)
+    bins = _bins(highest), jnp.broadcast_to(jnp.arange(units), highest.shape)
+    return State(
+        images=state.images + count,
+        top=_insert_batch(
+            state.top,
+            jnp.where(seen[:, None], scores, -jnp.inf).reshape(-1, units),
+            jnp.repeat(index, patches),
+            positions.reshape(-1, units),
+            anyone,
+        ),
+        least=_insert_batch(
+            state.least,
+            jnp.where(seen, -highest, -jnp.inf),
+            index,
+            where,
+            anyone[:batch],
+        ),
+        by_class=_insert_batch(
+            state.by_class,
+            jnp.where(labelled[:, None], highest, -jnp.inf),
+            index,
+            where,
+            jnp.where(labelled, label, 0),
+        ),
+        **_pooled(
+            state._asdict(), {"images": count, "mean": mean, "deviation": deviation}
+        ),
+        silent=state.silent + (seen & (highest <= 0)).sum(0),
+        histogram=state.histogram.at[bins].add(seen.astype(jnp.int32)),
+        class_images=state.class_images + of_class.sum(1),
+        class_sum=state.class_sum
+        + jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest"),
+        broken=jnp.minimum(state.broken, broken.min()),
+    )
+
+
+def _bins(x: Array) -> Array:
+    """Where activations fall in the histogram: the bits of a float are its logarithm."""
+    base = int(np.float32(_LOWEST).view(np.int32)) >> _SHIFT
+    quarter = lax.bitcast_convert_type(abs(x), jnp.int32) >> _SHIFT
+    bin = jnp.clip(quarter - base + 1, 0, 4 * _OCTAVES)
+    return 4 * _OCTAVES + jnp.where(x < 0, -bin, bin)
+
+
+def _pooled(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and squared deviations of two sets together (Chan et al. 1979)."""
+    share = b["images"] / (a["images"] + b["images"] + (a["images"] + b["images"] == 0))
+    shift = b["mean"] - a["mean"]
+    spread = shift**2 * a["images"] * share
+    return {
+        "mean": a["mean"] + shift * share,
+        "deviation": a["deviation"] + b["deviation"] + spread,
+    }
+
+
+def merge(a: State, b: State) -> State:
+    """What is known after the images of both, which are different ones; in NumPy.
+
+    Means are exact up to rounding in float32; all else is exact.
+    """
+    sums = ("images", "silent", "histogram", "class_images", "class_sum")
+    return State(
+        **{name: getattr(a, name) + getattr(b, name) for name in sums},
+        **{
+            name: _merged(getattr(a, name), getattr(b, name))
+            for name in ("top", "least", "by_class")
+        },
+        **_pooled(a._asdict(), b._asdict()),
+        broken=np.minimum(a.broken, b.broken),
+    )
+
+
+def _merged(a: Best, b: Best) -> Best:
+    both = Best(*(np.concatenate(pair, -2) for pair in zip(a, b, strict=True)))
+    order = np.lexsort((both.position, both.image, -both.score), axis=-2)
+    order = order[..., : a.score.shape[-2], :]
+    return Best(*(np.take_along_axis(part, order, -2) for part in both))
+
+
+class Scan:
+    """The step, compiled for all devices of all hosts, each of which has its state.
+
+    Args:
+        forward: The network.
+        layers: Name to the reach of a peak, for `peaks`.
+        patches: Peaks of an image that may win.
+        mesh: All devices, on the axis `data`.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        layers: Mapping[str, Sequence[int]],
+        patches: int,
+        mesh: jax.sharding.Mesh,
+    ):
+        self._mesh = mesh
+        mine, all = PartitionSpec("data"), PartitionSpec()
+
+        def one_device(
+            state: State, params: Params, batch: Mapping[str, Array]
+        ) -> State:
+            own = jax.tree.map(lambda x: x[0], state)
+            own = step(forward, layers, patches, own, params, batch)
+            return jax.tree.map(lambda x: x[None], own)
+
+        mapped = jax.shard_map(
+            one_device,
+            mesh=mesh,
+            in_specs=(mine, all, mine),
+            out_specs=mine,
+            check_vma=False,
+        )
+        self.step = jax.jit(mapped, donate_argnums=0)
+
+    def start(self, units: int, **sizes: int) -> State:
+        """The state of all devices before the first image; see the function `start`."""
+
+        def everywhere() -> State:
+            one = start(units, **sizes)
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (self._mesh.size, *x.shape)), one
+            )
+
+        sharding = NamedSharding(self._mesh, PartitionSpec("data"))
+        return jax.jit(everywhere, out_shardings=sharding)()
+
+
+def gathered(state: State) -> State:
+    """What all devices of all hosts know together, in NumPy, on every host."""
+    if jax.process_count() > 1:
+        state = multihost_utils.process_allgather(state, tiled=True)
+    state = jax.device_get(state)
+    count = len(state.images)
+    devices = [jax.tree.map(operator.itemgetter(i), state) for i in range(count)]
+    return functools.reduce(merge, devices)
