@@ -55,13 +55,13 @@ class Config:
     # Side of the images, in pixels.
     size: int = 64
     # Sides of the training images, an equal part of the epochs each; size if empty.
-    growth: str = ""
+    growth: str = "48,64"
     # Passes over the data.
-    epochs: int = 8
+    epochs: int = 5
     # Images in a batch, of all devices together.
-    batch: int = 128
+    batch: int = 64
     # Learning rate at its highest; it falls to 0 as a cosine.
-    learning_rate: float = 0.1
+    learning_rate: float = 0.03
     # Share of the steps in which it rises from 0.
     warmup: float = 0.2
     # Decay of the kernels.
@@ -69,7 +69,7 @@ class Config:
     # Share of the target that all classes divide.
     smoothing: float = 0.1
     # Share of the activations of hidden dense layers that are dropped.
-    dropout: float = 0.5
+    dropout: float = 0.1
     # Least share of an image's area that a crop keeps.
     crop: float = 0.5
     # Largest relative change of brightness, contrast and saturation.
@@ -89,10 +89,9 @@ PRESETS = {
     "tiny_imagenet": Config(
         dataset="tiny_imagenet",
         epochs=18,
-        growth="48,64",
-        dropout=0.1,
-        color=0.1,
+        batch=128,
         learning_rate=0.05,
+        color=0.1,
     ),
 }
 
