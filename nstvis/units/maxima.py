@@ -160,6 +160,8 @@ def _insert_batch(
     Candidates of lower images come first. Each round inserts the best of the rest,
     until none is good enough: after the first batches there are few rounds.
     """
+    if not len(best.score):
+        return best
     number = jnp.arange(len(scores))[:, None]
 
     def rest(scores: Array) -> tuple[Array, Best]:
@@ -225,19 +227,18 @@ def update(
     seen, anyone = (index >= 0)[:, None], jnp.zeros(batch * patches, jnp.int32)
     broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], NOBODY)
     highest, where = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
-    labelled = seen[:, 0] & (label >= 0)
-    of_class = (
-        jnp.where(labelled, label, -1) == jnp.arange(len(state.class_sum))[:, None]
-    )
+    labelled = (seen[:, 0] & (label >= 0))[:, None]
+    label = jnp.where(labelled[:, 0], label, 0)
+    of_class = labelled.T & (label[None] == jnp.arange(len(state.class_sum))[:, None])
     count = seen.sum()
     mean = highest.sum(0) / jnp.maximum(count, 1)
-    deviation = (jnp.where(seen, highest - mean, 0) ** 2).sum(0)
-    bins = _bins(highest), jnp.broadcast_to(jnp.arange(units), highest.shape)
+    deviation = (jnp.where(seen, highest - mean[None], 0) ** 2).sum(0)
+    bins = _bins(highest), jnp.broadcast_to(jnp.arange(units)[None], highest.shape)
     return State(
         images=state.images + count,
         top=_insert_batch(
             state.top,
-            jnp.where(seen[:, None], scores, -jnp.inf).reshape(-1, units),
+            jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
             jnp.repeat(index, patches),
             positions.reshape(-1, units),
             anyone,
@@ -251,16 +252,16 @@ def update(
         ),
         by_class=_insert_batch(
             state.by_class,
-            jnp.where(labelled[:, None], highest, -jnp.inf),
+            jnp.where(labelled, highest, -jnp.inf),
             index,
             where,
-            jnp.where(labelled, label, 0),
+            label,
         ),
         **_pooled(
             state._asdict(), {"images": count, "mean": mean, "deviation": deviation}
         ),
         silent=state.silent + (seen & (highest <= 0)).sum(0),
-        histogram=state.histogram.at[bins].add(seen.astype(jnp.int32)),
+        histogram=state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
         class_images=state.class_images + of_class.sum(1),
         class_sum=state.class_sum
         + jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest"),
@@ -301,6 +302,18 @@ def merge(a: State, b: State) -> State:
         },
         **_pooled(a._asdict(), b._asdict()),
         broken=np.minimum(a.broken, b.broken),
+    )
+
+
+def shifted(state: State, offset: int) -> State:
+    """The same of images whose indices are higher by `offset`; in NumPy."""
+
+    def later(best: Best) -> Best:
+        image = np.asarray(best.image)
+        return best._replace(image=np.where(image == NOBODY, NOBODY, image + offset))
+
+    return state._replace(
+        top=later(state.top), least=later(state.least), by_class=later(state.by_class)
     )
 
 
