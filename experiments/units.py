@@ -15,30 +15,24 @@ nine units for each layer and one of all (`sheets/`), the numbers (`units.npz`, 
 """
 
 import dataclasses
-import functools
 import io
 import logging
 import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from nstvis import batches, data, devices, images, models, runs
-from nstvis.errors import unknown
-from nstvis.units import atlas, maxima, patches, scan, sheets
-from nstvis.units.receptive_fields import Fields, receptive_fields
-from nstvis.units.table import Layer, Table, Winners, save
+from nstvis import devices, images
+from nstvis.units import atlas, maxima, patches, scan, scan_file, sheets
+from nstvis.units.table import Layer, Table, save
 
 logger = logging.getLogger(__name__)
 
-DRAWN = 96  # pixels, at most, of a patch's side in the atlas
-SHOWN = 224  # of an image's
+SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -86,202 +80,90 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         return 0
     file = workdir / "scan.npz"
     if config.merge:
-        parts = [pathlib.Path(part) / "scan.npz" for part in config.merge.split(",")]
-        state, about = scan.merge(parts)
-        job = Job.of(about)
-        scan.save(file, state, about)
+        paths = [pathlib.Path(part) / "scan.npz" for part in config.merge.split(",")]
+        state, about = scan_file.merge(paths)
+        subject = scan.subject_of(about)
+        scan_file.save(file, state, about)
     else:
-        job = Job.asked(config)
-        scan.refuse_changed(workdir / "scan.json", job.about)
+        subject = _subject(config)
+        scan_file.refuse_changed(workdir / "scan.json", subject.about)
         if not file.exists():
-            state, signal = _scanned(config, workdir, job)
-            if signal:
-                logger.info("the same command with --workdir=%s goes on", workdir)
+            state, signal = scan.run(
+                subject,
+                workdir,
+                batch=config.batch,
+                workers=config.workers,
+                checkpoint_every=config.checkpoint_every,
+            )
+            if state is None:
+                logger.info(
+                    "the same command with --workdir=%s goes on from there", workdir
+                )
                 return 128 + signal
-            state = _checked(maxima.gathered(state), job)
-            if not devices.is_lead():
-                return 0
-            scan.save(file, state, job.about)
-        state, _ = scan.load(file)
-    _draw(config, workdir, job, state)
+            if devices.is_lead():
+                scan_file.save(file, state, subject.about)
+    if devices.is_lead():
+        state, _ = scan_file.load(file)
+        _prove(config, subject, state)
+        _draw(config, workdir, subject, state)
     return 0
 
 
-class Job:
-    """The network, the images, and what there is to know of both."""
-
-    def __init__(
-        self,
-        forward: models.Forward,
-        params: models.Params,
-        sources: list[data.Source],
-        about: scan.About,
-    ):
-        self.forward, self.params, self.sources = forward, params, sources
-        self.about = about
-        self.fields = receptive_fields(forward, params, about.size, about.size)
-
-    @classmethod
-    def asked(cls, config: Config) -> "Job":
-        """What the flags say."""
-        for name in ("size", "k", "patches_per_image", "batch"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"{name} should be at least 1")
-        source = data.load(config.dataset, config.split, config.data_dir)
-        forward, params = models.load(config.model, config.weights)
-        part = {
-            name: getattr(config, name) for name in ("dataset", "split", "data_dir")
-        }
-        about = scan.About(
-            model=config.model,
-            weights=config.weights,
-            network=scan.network_hash(forward, params, config.size),
-            layers=_layers(config, forward, params),
-            size=config.size,
-            pool=config.k * (2 if config.suppress else 1),
-            k=config.k,
-            per_class=config.per_class,
-            patches=config.patches_per_image,
-            suppress=config.suppress,
-            classes=list(source.classes),
-            parts=[part | {"images": len(source), "hash": scan.source_hash(source)}],
-        )
-        return cls(forward, params, [source], about)
-
-    @classmethod
-    def of(cls, about: scan.About) -> "Job":
-        """What was scanned, found again.
-
-        Raises:
-            ValueError: The network or the images have changed.
-        """
-        forward, params = models.load(about.model, about.weights)
-        network, sources = scan.network_hash(forward, params, about.size), []
-        if network != about.network:
-            raise ValueError(
-                f"{about.model} with the weights {about.weights} is not the network that"
-                f" was scanned: {network}, not {about.network}"
-            )
-        for part in about.parts:
-            name = part["dataset"], part["split"], part["data_dir"]
-            sources.append(data.load(*name))
-            if scan.source_hash(sources[-1]) != part["hash"]:
-                raise ValueError(f"{' '.join(name)} has changed since it was scanned")
-        return cls(forward, params, sources, about)
-
-    def reach(self, layer: str) -> tuple[int, int]:
-        """How far from a peak its patch overlaps by half, in positions."""
-        fields = self.fields[layer]
-        if not self.about.suppress or not fields.stride:
-            return 0, 0
-        height, width = fields.size(0)
-        return height // 2 // fields.stride, width // 2 // fields.stride
-
-
-def _layers(
-    config: Config, forward: models.Forward, params: models.Params
-) -> dict[str, int]:
-    """Chosen layers, and how many units each has, in the network's order."""
-    shapes: dict[str, int] = {}
-    image = jax.ShapeDtypeStruct((1, config.size, config.size, 3), "float32")
-
-    def trace(images: jax.Array) -> None:
-        found = forward(params, images)
-        shapes.update({name: x.shape[-1] for name, x in found.items()})
-
-    jax.eval_shape(trace, image)
-    if not config.layers:
-        # Where a layer has a ReLU, its units are what comes after; pooling has none.
-        after = [name for name in shapes if f"{name}_pre" in shapes]
-        chosen = {*after, list(shapes)[-1]} if after else set(shapes)
-        return {name: units for name, units in shapes.items() if name in chosen}
-    chosen = config.layers.split(",")
-    for name in chosen:
-        if name not in shapes:
-            raise ValueError(unknown(f"layer of {config.model}", name, shapes))
-    return {name: units for name, units in shapes.items() if name in chosen}
-
-
-def _scanned(
-    config: Config, workdir: pathlib.Path, job: Job
-) -> tuple[maxima.State, int]:
-    """The state of all devices after all images, or after a signal, and its number."""
-    about, source, mesh = job.about, job.sources[0], devices.mesh()
-    reaches = {name: job.reach(name) for name in about.layers}
-    compiled = maxima.Scan(job.forward, reaches, about.patches, mesh)
-    state = compiled.start(
-        sum(about.layers.values()),
-        pool=about.pool,
-        k=about.k,
-        classes=len(about.classes),
-        per_class=about.per_class,
+def _subject(config: Config) -> scan.Subject:
+    for name in ("size", "k", "patches_per_image", "batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} should be at least 1")
+    return scan.subject(
+        model=config.model,
+        weights=config.weights,
+        dataset=config.dataset,
+        split=config.split,
+        data_dir=config.data_dir,
+        size=config.size,
+        layers=config.layers.split(",") if config.layers else (),
+        k=config.k,
+        patches=config.patches_per_image,
+        suppress=config.suppress,
+        per_class=config.per_class,
     )
-    images = iter(
-        batches.evaluation(
-            source,
-            about.size,
-            config.batch,
-            damaged=batches.Damaged(workdir / "damaged.txt"),
-            workers=config.workers,
-        )
-    )
-    steps = -(-len(source) // config.batch)
-    example = batches.shapes(config.batch, about.size)
-    cost = devices.flops(jax.jit(job.forward), job.params, example["image"])
-    checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
-    done = checkpoints.latest()
-    with (
-        runs.interruptible() as interruption,
-        checkpoints,
-        runs.Progress([cost] * steps, done) as progress,
-    ):
-        state = checkpoints.restore(state, data=images)
-        for step in range(done + 1, steps + 1):
-            batch = devices.divided(next(images), mesh)
-            jax.block_until_ready(state)  # or batches would queue up
-            state = compiled.step(state, job.params, batch)
-            wish = interruption.signal or int(checkpoints.due())
-            wish = devices.agreed(wish, step)
-            if wish:
-                checkpoints.save(step, state, data=images)
-            progress.show(step, f"{min(step * config.batch, len(source))} images")
-            if wish > 1:
-                return state, wish
-    return state, 0
 
 
-def _checked(state: maxima.State, job: Job) -> maxima.State:
-    if not state.images:
-        raise ValueError("no image can be read")
-    if state.broken != maxima.NOBODY:
-        id = job.sources[0][int(state.broken)].id
-        raise FloatingPointError(f"an activation for {id} is not a finite number")
-    return state
-
-
-def _draw(config: Config, workdir: pathlib.Path, job: Job, state: maxima.State) -> None:
-    """Proves the winners, and writes the table, the sheets and the atlas."""
-    about, quiet = job.about, not sys.stderr.isatty()
-    pictures = patches.Pictures(job.sources, about.size)
-    top = maxima.Best(*(part[0] for part in state.top))
-    logger.info("computing the winners' activations again")
+def _prove(config: Config, subject: scan.Subject, state: maxima.State) -> None:
+    """Fetches the winners again, and computes their activations again."""
     proof = patches.verify(
-        job.forward, job.params, about.layers, top, pictures, config.batch
+        subject.forward,
+        subject.params,
+        subject.about.layers,
+        maxima.Best(*(part[0] for part in state.top)),
+        patches.Pictures(subject.sources, subject.about.size),
+        config.batch,
     )
-    with tqdm(total=next(proof), unit=" images", disable=quiet, leave=False) as bar:
+    with _bar(next(proof), "winners proved") as bar:
         for proved in proof:
             bar.update(proved - bar.n)
-    layers, drawn = {}, {}
-    found = scan.tabulated(state, about, job.fields)
-    units = tqdm(
-        total=sum(about.layers.values()), unit=" units", disable=quiet, leave=False
-    )
-    for name, layer in found.items():
-        layers[name], drawn[name] = _cut(job, name, layer, pictures, units)
-    units.close()
+
+
+def _draw(
+    config: Config, workdir: pathlib.Path, subject: scan.Subject, state: maxima.State
+) -> None:
+    """Writes the table, the sheets and the atlas."""
+    about, layers, drawn = subject.about, scan.layers(subject, state), {}
+    pictures = patches.Pictures(subject.sources, about.size)
+    with _bar(sum(about.layers.values()), "units drawn") as bar:
+        for name, layer in layers.items():
+            picked, cut = [], []
+            for own, patch in patches.cut(
+                layer, subject.fields[name], pictures, about.k, about.suppress
+            ):
+                picked.append(own)
+                cut.append(patch)
+                bar.update()
+            top = layer.top.picked(picked, about.k)
+            layers[name] = dataclasses.replace(layer, top=top)
+            drawn[name] = np.stack(cut)
     table = Table(
         layers=layers,
-        fields={name: _field(job.fields[name]) for name in layers},
+        fields={name: _field(subject, name) for name in layers},
         classes=about.classes,
         examples=_examples(layers, pictures),
         edges=maxima.edges(),
@@ -294,62 +176,39 @@ def _draw(config: Config, workdir: pathlib.Path, job: Job, state: maxima.State) 
         },
     )
     save(workdir / "units.npz", table)
-    (workdir / "sheets").mkdir(exist_ok=True)
-    for name, layer in layers.items():
-        chosen = sheets.representative(layer, drawn[name], 9, config.seed)
-        if chosen:
-            page = sheets.sheet(name, drawn[name], chosen, 64, 3)
-            images.write(workdir / "sheets" / f"{name}.png", page)
-        every, columns = range(len(layer.mean)), math.ceil(len(layer.mean) ** 0.5)
-        page = sheets.sheet(name, drawn[name], every, 32, columns)
-        images.write(workdir / "sheets" / f"{name}_all.png", page)
+    _write_sheets(workdir / "sheets", layers, drawn, config.seed)
     atlas.write(workdir, table, drawn, _small(layers, pictures))
     for name in ("index.html", "sheets", "units.npz", "scan.npz"):
         logger.info("%s", workdir / name)
 
 
-def _cut(
-    job: Job, name: str, layer: Layer, pictures: patches.Pictures, bar: Any
-) -> tuple[Layer, np.ndarray]:
-    """Picks each unit's patches; returns the layer with these alone, and the patches."""
-    fields, k, top = job.fields[name], job.about.k, layer.top
-    side = min(DRAWN, max(fields.size(0)))
-    drawn = np.full((len(layer.mean), k, side, side, 3), patches.GREY, np.uint8)
-    picked = np.zeros((len(layer.mean), k), np.int64)
-    for unit in range(len(layer.mean)):
-
-        @functools.cache
-        def patch(rank: int, unit: int = unit) -> np.ndarray:
-            rows, columns = fields.support(unit, *top.position[unit, rank])
-            image = pictures[top.image[unit, rank]]
-            cut = patches.crop(image, top.box[unit, rank], rows, columns)
-            return patches.shrunk(cut, side)
-
-        known = np.flatnonzero(top.image[unit] >= 0)
-        ranks = list(range(min(k, len(known))))
-        if job.about.suppress:
-            candidates = [(top.image[unit, i], top.box[unit, i]) for i in known]
-            ranks = patches.distinct(candidates, patch, k)
-        # Where there are too few images, the pool's last places are free.
-        picked[unit] = [*ranks, *[-1] * (k - len(ranks))]
-        for place, rank in enumerate(ranks):
-            drawn[unit, place] = patch(rank)
-        bar.update()
-    best = Winners(
-        **{
-            part.name: np.take_along_axis(
-                value := getattr(top, part.name),
-                picked.reshape(*picked.shape, *[1] * (value.ndim - 2)),
-                1,
-            )
-            for part in dataclasses.fields(top)
-        }
-    )
-    return dataclasses.replace(layer, top=best), drawn
+def _bar(total: int, what: str) -> tqdm:
+    bar = "{desc} {n_fmt}/{total_fmt} {bar:8} {remaining} left"
+    quiet = not sys.stderr.isatty()
+    return tqdm(total=total, desc=what, disable=quiet, leave=False, bar_format=bar)
 
 
-def _field(fields: Fields) -> list[int]:
-    return [*map(int, fields.size(0)), fields.stride]
+def _write_sheets(
+    folder: pathlib.Path,
+    layers: Mapping[str, Layer],
+    drawn: Mapping[str, np.ndarray],
+    seed: int,
+) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, layer in layers.items():
+        units = len(layer.mean)
+        nine = sheets.representative(layer, drawn[name], 9, seed)
+        pages = {f"{name}_all.png": (range(units), 32, math.ceil(math.sqrt(units)))}
+        if nine:
+            pages[f"{name}.png"] = nine, 64, 3
+        for file, how in pages.items():
+            images.write(folder / file, sheets.sheet(name, drawn[name], *how))
+
+
+def _field(subject: scan.Subject, layer: str) -> tuple[int, int, int]:
+    fields = subject.fields[layer]
+    sizes = np.array([fields.size(i) for i in range(subject.about.layers[layer])])
+    return int(sizes[:, 0].max()), int(sizes[:, 1].max()), fields.stride
 
 
 def _winners(layers: Mapping[str, Layer], parts: Sequence[str]) -> np.ndarray:
@@ -378,7 +237,8 @@ def _small(layers: Mapping[str, Layer], pictures: patches.Pictures) -> dict[int,
     found = {}
     for index in _winners(layers, ("top", "least")):
         file = io.BytesIO()
-        image = Image.fromarray(patches.shrunk(pictures[index], SHOWN))
+        image = Image.fromarray(pictures[index])
+        image.thumbnail((SHOWN, SHOWN))
         image.save(file, "WEBP", quality=85)
         found[int(index)] = file.getvalue()
     return found

@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from nstvis import batches
 from nstvis.data import Example, Source
 from nstvis.models import Forward, Params
 from nstvis.units import maxima
+from nstvis.units.receptive_fields import Fields
+from nstvis.units.table import Layer
 
 GREY = 127
+DRAWN = 96  # pixels, at most, of a patch's side as it is drawn
 
 
 class Pictures:
@@ -178,14 +181,51 @@ def crop(
     return patch
 
 
-def shrunk(patch: np.ndarray, side: int) -> np.ndarray:
-    """A patch at a side of `side` pixels at most."""
-    if max(patch.shape[:2]) <= side:
+def fitted(patch: np.ndarray, side: int) -> np.ndarray:
+    """A patch at `side` x `side` pixels, with grey beside one that is no square."""
+    if patch.shape[:2] == (side, side):
         return patch
-    scale = side / max(patch.shape[:2])
-    size = [max(1, round(n * scale)) for n in patch.shape[1::-1]]
-    picture = Image.fromarray(patch).resize((size[0], size[1]), Resampling.LANCZOS)
+    grey = (GREY, GREY, GREY)
+    picture = ImageOps.pad(
+        Image.fromarray(patch), (side, side), Resampling.LANCZOS, color=grey
+    )
     return np.asarray(picture)
+
+
+def cut(
+    layer: Layer, fields: Fields, pictures: Pictures, k: int, suppress: bool
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Picks and cuts out each unit's patches.
+
+    Args:
+        layer: With more candidates for the top than are picked, if some may be dropped.
+        fields: The layer's receptive fields.
+        pictures: Where the images are.
+        k: Patches of a unit.
+        suppress: Whether near-duplicates are dropped; see `distinct`.
+
+    Yields:
+        For each unit the picked candidates' numbers, at most `k`, and uint8
+        `[k, side, side, 3]`: the patches at one size, grey where there is none.
+    """
+    top = layer.top
+    units = range(len(top.score))
+    side = min(DRAWN, max(max(fields.size(unit)) for unit in units))
+    for unit in units:
+
+        @functools.cache
+        def patch(rank: int, unit: int = unit) -> np.ndarray:
+            rows, columns = fields.support(unit, *top.position[unit, rank])
+            image = pictures[top.image[unit, rank]]
+            return fitted(crop(image, top.box[unit, rank], rows, columns), side)
+
+        known = np.flatnonzero(top.image[unit] >= 0).tolist()
+        candidates = [(top.image[unit, rank], top.box[unit, rank]) for rank in known]
+        picked = distinct(candidates, patch, k) if suppress else known[:k]
+        drawn = np.full((k, side, side, 3), GREY, np.uint8)
+        for place, rank in enumerate(picked):
+            drawn[place] = patch(rank)
+        yield picked, drawn
 
 
 def distinct(

@@ -1,183 +1,221 @@
-"""A scan in a file, `scan.npz`: what is known, of which network, from which images.
-
-Scans of disjoint images merge. What must agree for that, and for going on with a scan
-that was interrupted, is compared first; `refuse_other` names both sides.
-"""
+"""A scan: a network, the images it sees, and the pass over them, which may be resumed."""
 
 import dataclasses
-import hashlib
-import io
-import json
-import os
+import functools
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nstvis.data import Source
-from nstvis.models import Forward, Params
-from nstvis.units import maxima
-from nstvis.units.receptive_fields import Fields
+from nstvis import batches, data, devices, models, runs
+from nstvis.errors import unknown
+from nstvis.units import maxima, scan_file
+from nstvis.units.receptive_fields import Fields, receptive_fields
+from nstvis.units.scan_file import About
 from nstvis.units.table import Layer, Winners
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class About:
-    """What a scan is a scan of. Two that merge differ in `parts` alone."""
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network and the images that are scanned with it."""
 
-    # Names of the network and its weights, and what `network_hash` says of them.
-    model: str
-    weights: str
-    network: str
-    # Layer to number of units, in the network's order.
-    layers: Mapping[str, int]
-    # Side of the images as the network sees them, in pixels.
-    size: int
-    # As in `maxima.start` and `maxima.step`.
-    pool: int
-    k: int
-    per_class: int
-    patches: int
-    # Whether near-duplicate patches are left out.
-    suppress: bool
-    # Names of the classes, by label.
-    classes: Sequence[str]
-    # Data sets in a row: dataset, split, data_dir, images, and what `source_hash` says.
-    parts: Sequence[Mapping[str, Any]]
+    forward: models.Forward
+    params: models.Params
+    sources: Sequence[data.Source]
+    about: About
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Fields]:
+        """Layer to its units' receptive fields."""
+        size = self.about.size
+        return receptive_fields(self.forward, self.params, size, size)
 
 
-def network_hash(forward: Forward, params: Params, size: int) -> str:
-    """What a network computes, preprocessing included, as a short hexadecimal number."""
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    program = jax.make_jaxpr(forward)(params, image)
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
-    for array in [*program.consts, *jax.tree.leaves(params)]:
-        digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def source_hash(source: Source) -> str:
-    """Which images these are, judged by their number and 32 of them."""
-    digest = hashlib.sha256(f"{len(source)} {list(source.classes)}".encode())
-    for i in np.linspace(0, len(source) - 1, 32).astype(int):
-        example = source[int(i)]
-        digest.update(f"{example.id} {example.label}".encode() + example.encoded)
-    return digest.hexdigest()[:16]
-
-
-def refuse_other(here: pathlib.Path, a: About, there: pathlib.Path, b: About) -> None:
-    """Checks that two scans can be one.
-
-    Raises:
-        ValueError: They are of different networks, classes or settings.
-    """
-    both = [json.loads(json.dumps(dataclasses.asdict(about))) for about in (a, b)]
-    for name in sorted(both[0].keys() - {"parts", "weights"}):
-        mine, other = (about[name] for about in both)
-        if mine != other:
-            raise ValueError(
-                f"{here} and {there} do not fit together: {name} is {_short(mine)} in the"
-                f" first, {_short(other)} in the second"
-            )
-
-
-def refuse_changed(path: pathlib.Path, about: About) -> None:
-    """Checks that what is scanned is what an interrupted scan began with, if any.
+def subject(
+    *,
+    model: str,
+    weights: str,
+    dataset: str,
+    split: str,
+    data_dir: str,
+    size: int,
+    layers: Sequence[str],
+    k: int,
+    patches: int,
+    suppress: bool,
+    per_class: int,
+) -> Subject:
+    """Finds a network and a data set by name; see `experiments/units.py`.
 
     Args:
-        path: Where the scan wrote down what it is of, or writes it now.
-        about: What it is of now.
+        layers: Names; all if empty, after the ReLU where there is one.
+
+    Raises:
+        ValueError: No such network, weights, layer, data set or split.
+        OSError: A file does not exist, or a download failed.
+    """
+    source = data.load(dataset, split, data_dir)
+    forward, params = models.load(model, weights)
+    part = {"dataset": dataset, "split": split, "data_dir": data_dir}
+    about = About(
+        model=model,
+        weights=weights,
+        network=scan_file.network_hash(forward, params, size),
+        layers=_layers(model, forward, params, size, layers),
+        size=size,
+        pool=k * (2 if suppress else 1),
+        k=k,
+        per_class=per_class,
+        patches=patches,
+        suppress=suppress,
+        classes=list(source.classes),
+        parts=[part | {"images": len(source), "hash": scan_file.source_hash(source)}],
+    )
+    return Subject(forward, params, [source], about)
+
+
+def subject_of(about: About) -> Subject:
+    """Finds again what was scanned.
 
     Raises:
         ValueError: The network or the images have changed.
     """
-    text = json.dumps(dataclasses.asdict(about), indent=2)
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        for name, mine in json.loads(text).items():
-            if earlier[name] != mine:
-                raise ValueError(
-                    f"{path.parent} holds a scan that began with other files: {name} was"
-                    f" {_short(earlier[name])}, is {_short(mine)}. Name another --workdir"
-                )
-    else:
-        path.write_text(text)
+    forward, params = models.load(about.model, about.weights)
+    network = scan_file.network_hash(forward, params, about.size)
+    if network != about.network:
+        raise ValueError(
+            f"{about.model} with the weights {about.weights} is not the network that"
+            f" was scanned: {network}, not {about.network}"
+        )
+    sources = []
+    for part in about.parts:
+        sources.append(data.load(part["dataset"], part["split"], part["data_dir"]))
+        found = scan_file.source_hash(sources[-1])
+        if found != part["hash"]:
+            raise ValueError(
+                f"{part['dataset']} {part['split']} is not what was scanned: {found},"
+                f" not {part['hash']}"
+            )
+    return Subject(forward, params, sources, about)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _layers(
+    model: str,
+    forward: models.Forward,
+    params: models.Params,
+    size: int,
+    chosen: Sequence[str],
+) -> dict[str, int]:
+    """Chosen layers, and how many units each has, in the network's order."""
+    units: dict[str, int] = {}
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+
+    def trace(images: jax.Array) -> None:
+        found = forward(params, images)
+        units.update({name: x.shape[-1] for name, x in found.items()})
+
+    jax.eval_shape(trace, image)
+    for name in chosen:
+        if name not in units:
+            raise ValueError(unknown(f"layer of {model}", name, units))
+    # Where a layer has a ReLU, its units are what comes after; pooling has none.
+    after = [name for name in units if f"{name}_pre" in units]
+    every = {*after, list(units)[-1]} if after else set(units)
+    return {name: units[name] for name in units if name in (chosen or every)}
 
 
-def save(path: pathlib.Path, state: maxima.State, about: About) -> None:
-    """Writes `scan.npz`, whole or not at all; `state` is NumPy's."""
-    leaves, _ = jax.tree.flatten(state)
-    arrays = {f"{i:02}": leaf for i, leaf in enumerate(leaves)}
-    file = io.BytesIO()
-    np.savez_compressed(file, about=json.dumps(dataclasses.asdict(about)), **arrays)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(file.getvalue())
-    os.replace(partial, path)
+def run(
+    subject: Subject,
+    workdir: pathlib.Path,
+    *,
+    batch: int,
+    workers: int,
+    checkpoint_every: float,
+) -> tuple[maxima.State | None, int]:
+    """Scans, or goes on where the same scan was interrupted.
 
+    Args:
+        subject: What to scan.
+        workdir: Gets `checkpoints/`, and `damaged.txt` if there are such images.
+        batch: Images in a batch of all devices.
+        workers: Processes that prepare images; 0 for threads of this one.
+        checkpoint_every: Seconds between two checkpoints.
 
-def load(path: pathlib.Path) -> tuple[maxima.State, About]:
-    """Reads `scan.npz`.
+    Returns:
+        What is known of all images, on every host, and 0; or None and the number of
+        the signal that interrupted it.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or something else.
+        ValueError: No image can be read.
+        FloatingPointError: An activation is no finite number.
     """
-    like = jax.tree.structure(
-        maxima.start(1, pool=1, k=1, classes=1, per_class=1), is_leaf=lambda x: False
+    about, source, mesh = subject.about, subject.sources[0], devices.mesh()
+    scan = maxima.Scan(
+        subject.forward,
+        {name: _reach(subject, name) for name in about.layers},
+        about.patches,
+        mesh,
     )
-    try:
-        with np.load(path) as file:
-            about = About(**json.loads(str(file["about"])))
-            leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is damaged, or no scan: {error}") from error
-    return jax.tree.unflatten(like, leaves), about
+    state = scan.start(
+        sum(about.layers.values()),
+        pool=about.pool,
+        k=about.k,
+        classes=len(about.classes),
+        per_class=about.per_class,
+    )
+    damaged = batches.Damaged(workdir / "damaged.txt")
+    images = iter(
+        batches.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
+    )
+    steps = -(-len(source) // batch)
+    shape = batches.shapes(batch, about.size)["image"]
+    cost = devices.flops(jax.jit(subject.forward), subject.params, shape)
+    checkpoints = runs.Checkpoints(workdir, checkpoint_every)
+    done = checkpoints.latest()
+    with (
+        runs.interruptible() as interruption,
+        checkpoints,
+        runs.Progress([cost] * steps, done) as progress,
+    ):
+        state = checkpoints.restore(state, data=images)
+        for step in range(done + 1, steps + 1):
+            part = devices.divided(next(images), mesh)
+            jax.block_until_ready(state)  # or batches would queue up
+            state = scan.step(state, subject.params, part)
+            wish = interruption.signal or int(checkpoints.due())
+            wish = devices.agreed(wish, step)
+            if wish:
+                checkpoints.save(step, state, data=images)
+            progress.show(step, f"{min(step * batch, len(source))} images")
+            if wish > 1:
+                return None, wish
+    found = maxima.gathered(state)
+    if not found.images:
+        raise ValueError("no image can be read")
+    if found.broken != maxima.NOBODY:
+        id = source[int(found.broken)].id
+        raise FloatingPointError(f"an activation for {id} is not a finite number")
+    return found, 0
 
 
-def merge(paths: Sequence[pathlib.Path]) -> tuple[maxima.State, About]:
-    """Reads scans of disjoint images and makes them one.
-
-    The images of the second are counted on from those of the first, and so on.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A file is damaged, or two scans do not fit together.
-    """
-    state, about = load(paths[0])
-    for path in paths[1:]:
-        more, other = load(path)
-        refuse_other(paths[0], about, path, other)
-        seen = [part for part in other.parts if part in about.parts]
-        if seen:
-            part = f"{seen[0]['dataset']} {seen[0]['split']}"
-            raise ValueError(f"{path} scanned {part}, as one before it did")
-        offset = sum(part["images"] for part in about.parts)
-        state = maxima.merge(state, maxima.shifted(more, offset))
-        about = dataclasses.replace(about, parts=[*about.parts, *other.parts])
-    return state, about
+def _reach(subject: Subject, layer: str) -> tuple[int, int]:
+    """How far from a peak its patch overlaps by half, in positions."""
+    fields = subject.fields[layer]
+    if not subject.about.suppress or not fields.stride:
+        return 0, 0
+    height, width = fields.size(0)
+    return height // 2 // fields.stride, width // 2 // fields.stride
 
 
-def tabulated(
-    state: maxima.State, about: About, fields: Mapping[str, Fields]
-) -> dict[str, Layer]:
+def layers(subject: Subject, state: maxima.State) -> dict[str, Layer]:
     """What is known, layer by layer, with all candidates for the top; in NumPy."""
     found, first = {}, 0
-    for name, units in about.layers.items():
+    for name, units in subject.about.layers.items():
         mine = slice(first, first + units)
         first += units
         top, least, by_class = (
-            _winners(best, mine, fields[name])
+            _winners(best, mine, subject.fields[name])
             for best in (
                 _first(state.top),
                 _first(state.least._replace(score=-state.least.score)),
@@ -189,11 +227,11 @@ def tabulated(
             top=top,
             least=least,
             by_class=by_class,
-            mean=state.mean[mine],
-            std=np.sqrt(state.deviation[mine] / max(1, state.images)),
-            silent=(state.silent[mine] / max(1, state.images)).astype(np.float32),
+            mean=state.mean[mine].astype(np.float32),
+            std=np.sqrt(state.deviation[mine] / state.images).astype(np.float32),
+            silent=(state.silent[mine] / state.images).astype(np.float32),
             histogram=state.histogram[:, mine].T.astype(np.int64),
-            class_mean=(state.class_sum[:, mine] / seen).T,
+            class_mean=(state.class_sum[:, mine] / seen).T.astype(np.float32),
         )
     return found
 

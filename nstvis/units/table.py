@@ -31,6 +31,23 @@ class Winners:
     # image as the network sees it; the last two exclusive. May hang over the border.
     box: np.ndarray
 
+    def picked(self, ranks: Sequence[Sequence[int]], count: int) -> "Winners":
+        """Those of some ranks alone, `count` for each unit, the last of them missing.
+
+        Args:
+            ranks: For each unit, at most `count`.
+            count: How many the units have then.
+        """
+        rows = np.array([[*own, *[-1] * (count - len(own))] for own in ranks], int)
+        gone, parts = rows < 0, {}
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            deep = np.expand_dims(rows, tuple(range(2, value.ndim)))
+            parts[part.name] = np.take_along_axis(value, np.maximum(deep, 0), 1)
+        parts["score"] = np.where(gone, 0, parts["score"])
+        parts["image"] = np.where(gone, -1, parts["image"])
+        return Winners(**parts)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:

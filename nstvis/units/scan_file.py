@@ -1,0 +1,166 @@
+"""A scan in a file, `scan.npz`: what is known, of which network, from which images.
+
+Scans of disjoint images merge. What must agree for that, and for going on with a scan
+that was interrupted, is compared first; `refuse_other` names both sides.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nstvis.data import Source
+from nstvis.models import Forward, Params
+from nstvis.units import maxima
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """What a scan is a scan of. Two that merge differ in `parts` alone."""
+
+    # Names of the network and its weights, and what `network_hash` says of them.
+    model: str
+    weights: str
+    network: str
+    # Layer to number of units, in the network's order.
+    layers: Mapping[str, int]
+    # Side of the images as the network sees them, in pixels.
+    size: int
+    # As in `maxima.start` and `maxima.step`.
+    pool: int
+    k: int
+    per_class: int
+    patches: int
+    # Whether near-duplicate patches are left out.
+    suppress: bool
+    # Names of the classes, by label.
+    classes: Sequence[str]
+    # Data sets in a row: dataset, split, data_dir, images, and what `source_hash` says.
+    parts: Sequence[Mapping[str, Any]]
+
+
+def network_hash(forward: Forward, params: Params, size: int) -> str:
+    """What a network computes, preprocessing included, as a short hexadecimal number."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    program = jax.make_jaxpr(forward)(params, image)
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
+    for array in [*program.consts, *jax.tree.leaves(params)]:
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def source_hash(source: Source) -> str:
+    """Which images these are, judged by their number and 32 of them."""
+    digest = hashlib.sha256(f"{len(source)} {list(source.classes)}".encode())
+    for i in np.linspace(0, len(source) - 1, 32).astype(int):
+        example = source[int(i)]
+        digest.update(f"{example.id} {example.label}".encode() + example.encoded)
+    return digest.hexdigest()[:16]
+
+
+def refuse_other(here: pathlib.Path, a: About, there: pathlib.Path, b: About) -> None:
+    """Checks that two scans can be one.
+
+    Raises:
+        ValueError: They are of different networks, classes or settings.
+    """
+    both = [json.loads(json.dumps(dataclasses.asdict(about))) for about in (a, b)]
+    for name in sorted(both[0].keys() - {"parts", "weights"}):
+        mine, other = (about[name] for about in both)
+        if mine != other:
+            raise ValueError(
+                f"{here} and {there} do not fit together: {name} is {_short(mine)} in the"
+                f" first, {_short(other)} in the second"
+            )
+
+
+def refuse_changed(path: pathlib.Path, about: About) -> None:
+    """Checks that what is scanned is what an interrupted scan began with, if any.
+
+    Args:
+        path: Where the scan wrote down what it is of, or writes it now.
+        about: What it is of now.
+
+    Raises:
+        ValueError: The network or the images have changed.
+    """
+    text = json.dumps(dataclasses.asdict(about), indent=2)
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        for name, mine in json.loads(text).items():
+            if earlier[name] != mine:
+                raise ValueError(
+                    f"{path.parent} holds a scan that began with other files: {name} was"
+                    f" {_short(earlier[name])}, is {_short(mine)}. Name another --workdir"
+                )
+    else:
+        path.write_text(text)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def save(path: pathlib.Path, state: maxima.State, about: About) -> None:
+    """Writes `scan.npz`, whole or not at all; `state` is NumPy's."""
+    leaves, _ = jax.tree.flatten(state)
+    arrays = {f"{i:02}": leaf for i, leaf in enumerate(leaves)}
+    file = io.BytesIO()
+    np.savez_compressed(file, about=json.dumps(dataclasses.asdict(about)), **arrays)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(file.getvalue())
+    os.replace(partial, path)
+
+
+def load(path: pathlib.Path) -> tuple[maxima.State, About]:
+    """Reads `scan.npz`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or something else.
+    """
+    like = jax.tree.structure(
+        maxima.start(1, pool=1, k=1, classes=1, per_class=1), is_leaf=lambda x: False
+    )
+    try:
+        with np.load(path) as file:
+            about = About(**json.loads(str(file["about"])))
+            leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or no scan: {error}") from error
+    return jax.tree.unflatten(like, leaves), about
+
+
+def merge(paths: Sequence[pathlib.Path]) -> tuple[maxima.State, About]:
+    """Reads scans of disjoint images and makes them one.
+
+    The images of the second are counted on from those of the first, and so on.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is damaged, or two scans do not fit together.
+    """
+    state, about = load(paths[0])
+    for path in paths[1:]:
+        more, other = load(path)
+        refuse_other(paths[0], about, path, other)
+        seen = [part for part in other.parts if part in about.parts]
+        if seen:
+            part = f"{seen[0]['dataset']} {seen[0]['split']}"
+            raise ValueError(f"{path} scanned {part}, as one before it did")
+        offset = sum(part["images"] for part in about.parts)
+        state = maxima.merge(state, maxima.shifted(more, offset))
+        about = dataclasses.replace(about, parts=[*about.parts, *other.parts])
+    return state, about
