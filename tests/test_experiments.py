@@ -28,6 +28,7 @@ ARGUMENTS = {
         *TWO_BATCHES,
         "--config.split=train[:128]",
         "--config.validation=validation[:100]",
+        "--config.growth=",
         "--config.epochs=1",
     ],
     "evaluate": [

@@ -184,6 +184,7 @@ def test_damaged_images_are_skipped_and_listed(folder, tmp_path):
         f"--config.dataset=folder:{folder}",
         "--config.batch=4",
         "--config.size=32",
+        "--config.growth=",
         "--config.epochs=2",
         f"--workdir={tmp_path / 'run'}",
     ]
@@ -226,7 +227,11 @@ def test_if_all_images_are_damaged_it_says_so(folder, tmp_path):
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path):
     small = ["--config.split=train[:64]", "--config.batch=32", "--config.size=32"]
-    small = [flag for flag in small if flag.split("=")[0] not in str(arguments)]
+    small = [
+        flag
+        for flag in (*small, "--config.growth=")
+        if flag.split("=")[0] not in str(arguments)
+    ]
     done = launcher.launch(
         "--experiment=train", *small, *arguments, f"--workdir={tmp_path / 'run'}"
     )

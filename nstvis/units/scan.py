@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ from nstvis.units import maxima, scan_file
 from nstvis.units.receptive_fields import Fields, receptive_fields
 from nstvis.units.scan_file import About
 from nstvis.units.table import Layer, Winners
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +193,8 @@ def run(
             progress.show(step, f"{min(step * batch, len(source))} images")
             if wish > 1:
                 return None, wish
+    if skipped := len(damaged.ids()):
+        _log.warning("%d damaged images were skipped: %s", skipped, damaged.path)
     found = maxima.gathered(state)
     if not found.images:
         raise ValueError("no image can be read")

@@ -133,7 +133,7 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
         maxima.start(1, pool=1, k=1, classes=1, per_class=1), is_leaf=lambda x: False
     )
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             about = About(**json.loads(str(file["about"])))
             leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
     except FileNotFoundError:

@@ -78,6 +78,7 @@ def representative(
     distance = np.full(len(pool), np.inf)
     while len(picked) < count:
         distance = np.minimum(distance, ((looks - looks[picked[-1]]) ** 2).sum(1))
+        distance[picked] = -1
         picked.append(int(distance.argmax()))
     return sorted(int(pool[i]) for i in picked)
 

@@ -146,7 +146,7 @@ def load(path: pathlib.Path) -> Table:
         ValueError: It is damaged, or something else.
     """
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             arrays = dict(file)
         about: dict[str, Any] = json.loads(str(arrays.pop("about")))
         layers = {name: _layer(arrays, name) for name in about.pop("layers")}
