@@ -31,6 +31,8 @@ ARGUMENTS = {
         "--config.growth=",
         "--config.epochs=1",
     ],
+    "units": [*TWO_BATCHES, "--config.split=train[:100]", "--config.layers=conv1,fc8"],
+    "explain_unit": [*TWO_BATCHES, "--config.split=train[:100]"],
     "evaluate": [
         *TWO_BATCHES,
         "--config.split=validation[:100]",
@@ -46,6 +48,8 @@ FILES = {
         "metrics.jsonl",
     ],
     "evaluate": ["accuracy.json"],
+    "units": ["index.html", "sheets/conv1.png", "sheets/fc8_all.png", "units.npz"],
+    "explain_unit": ["unit.png"],
 }
 
 
