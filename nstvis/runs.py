@@ -272,7 +272,8 @@ class Checkpoints:
         """
         if step != self._newest:
             leaves = enumerate(jax.tree.leaves(tree))
-            state = {str(i): jnp.copy(leaf) for i, leaf in leaves}
+            # Orbax takes no empty arrays.
+            state = {str(i): jnp.copy(leaf) for i, leaf in leaves if leaf.size}
             self._keeper.wait()  # Orbax skips a save while another one goes on.
             self._keeper.save_checkpointables_async(step, {"state": state} | parts)
         self._saved_at, self._newest = time.monotonic(), step
@@ -290,9 +291,13 @@ class Checkpoints:
         abstract = {
             str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for i, leaf in enumerate(leaves)
+            if leaf.size
         }
         found = self._keeper.load_checkpointables(None, {"state": abstract} | parts)
-        return structure.unflatten([found["state"][str(i)] for i in range(len(leaves))])
+        state = found["state"]
+        return structure.unflatten(
+            state.get(str(i), leaf) for i, leaf in enumerate(leaves)
+        )
 
 
 class Progress:
