@@ -31,7 +31,7 @@ NETWORKS = {
     "vgg19": vgg19,
     "zfnet": zfnet,
 }
-# Neither divisible by a stride: pixels are left over.
+# Not square, and strided windows leave pixels over.
 HEIGHT, WIDTH = 21, 24
 
 
@@ -237,7 +237,7 @@ def channels(_, x):
     b, c = jnp.split(conv(a, 4, 3), 2, -1)
     d = jax.nn.softmax(b) * c.max(-1, keepdims=True) + c.sum(-1)[..., None]
     e = jax.vmap(lambda y: pool(y[None], "sum", 2)[0])(d)
-    f = e.reshape(*e.shape[:3], 1, 2).sum(-1)
+    f = e.reshape(len(e), 1, *e.shape[1:3], 1, 2).sum((1, 5))
     return {"a": a, "b": b, "d": d, "e": e[:, ::2], "f": f}
 
 
@@ -346,6 +346,13 @@ BOUNDED = {
     ),
     "rolled": lambda x: jnp.roll(x, 3, 2),
     "joined": lambda x: jnp.concatenate([x[:, :, :9], x[:, :, 12:]], 2),
+    "taken rows": lambda x: jax.vmap(
+        lambda y, i: lax.dynamic_slice_in_dim(conv(y[None], 1, 3)[0], i, 5)
+    )(x, jnp.full(len(x), 3)),
+    "spread pooling": lambda x: lax.reduce_window(
+        x, 0.0, lax.add, (1, 3, 3, 1), (1, 2, 1, 1), "SAME", base_dilation=(1, 2, 1, 1)
+    ),
+    "one row everywhere": lambda x: jnp.broadcast_to(x[:, 3:4], x.shape),
     "one row": lambda x: x[:, 3:4] + x,
     "rows": lambda x: x.mean(2, keepdims=True) * x,
     "cells": alternating,
@@ -404,6 +411,7 @@ def test_any_chain_has_the_textbooks_fields(image, kinds, data):
         for kind, own, options in windows:
             new = functools.partial(conv, outputs=1) if kind == "conv" else pool
             named = {} if kind == "conv" else {"kind": kind}
+            # The maximum of padding alone is -inf, against which no light shows.
             x = jax.nn.relu(new(x, size=own, **named, **options))
         return {"layer": x}
 

@@ -3,13 +3,14 @@
 The jaxpr of `forward` is walked twice: for the rows of the image and for its columns.
 Each array on the way has a `_Reach`, what its elements depend on, and a rule for each
 primitive says how a result's reach follows from the operands'. Four things happen to a
-reach: a window slides along a dimension, a dimension is merged, dimensions are rearranged,
-or several reaches are united.
+reach: a window slides along a dimension, a dimension is merged, dimensions are
+rearranged, or several reaches are united.
 
-Where a primitive without a rule mixes elements, all of them depend on whatever any operand
-depends on, and their field is the whole image: never too few pixels. So do elements that
-were summed over space, upsampled, or moved to other places. Values are not looked at, as
-a weight of zero is a weight; nor is a support that is no rectangle, as its rectangle is.
+Where a primitive without a rule mixes elements, all of them depend on whatever any
+operand depends on, and their field is the whole image: never too few pixels. The field is
+the whole image, too, after sums over space, upsampling, and a reordering of positions.
+Values are not looked at: a weight of 0 is a weight. A support that is no rectangle, as of
+a sum of a wide and a high convolution, counts as the rectangle around it.
 """
 
 import dataclasses
@@ -99,7 +100,7 @@ class Fields:
 
         Returns:
             int32 [..., 4]: top, left, bottom, right in pixels, the last two exclusive.
-            May hang over the border.
+            May hang over the border; empty, all 0, where the image does not matter.
         """
         index = np.zeros_like(channels), positions[..., 0], positions[..., 1], channels
         firsts, ends = [], []
@@ -231,7 +232,6 @@ def _joined(xs: Sequence[_Reach], join: Callable) -> _Reach:
 
 
 def _union(xs: Sequence[_Reach]) -> _Reach:
-    xs = [x for x in xs if not x.empty] or xs
     return _joined(xs, functools.partial(functools.reduce, np.maximum))
 
 
