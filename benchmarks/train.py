@@ -130,11 +130,10 @@ def torch_step(size: int) -> Take:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     batch = {name: torch.from_numpy(array) for name, array in noise(size).items()}
-    network: Any = torch_network(0.5).to(memory_format=torch.channels_last)
+    network: Any = torch_network(0.5)
+    network = network.to(memory_format=torch.channels_last)
     average = swa_utils.get_ema_multi_avg_fn(0.999)
-    averaged = swa_utils.AveragedModel(
-        network, multi_avg_fn=average, use_buffers=True
-    )
+    averaged = swa_utils.AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
     groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others}]
@@ -214,9 +213,7 @@ def our_input(task: str, kind: str, size: int) -> Take:
         made = batches.evaluation(images, size, BATCH, **common)
     else:
         how = batches.Augmentation(crop=config.crop, color=config.color)
-        made = batches.training(
-            images, size, BATCH, seed=0, augmentation=how, **common
-        )
+        made = batches.training(images, size, BATCH, seed=0, augmentation=how, **common)
     return taking(iter(made) for _ in itertools.count())
 
 

@@ -198,7 +198,8 @@ def _write_sheets(
     for name, layer in layers.items():
         units = len(layer.mean)
         nine = sheets.representative(layer, drawn[name], 9, seed)
-        pages = {f"{name}_all.png": (range(units), 32, math.ceil(math.sqrt(units)))}
+        every = list(range(units))
+        pages = {f"{name}_all.png": (every, 32, math.ceil(math.sqrt(units)))}
         if nine:
             pages[f"{name}.png"] = nine, 64, 3
         for file, how in pages.items():

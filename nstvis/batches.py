@@ -123,9 +123,11 @@ def evaluation(
             except ValueError as error:
                 damaged.add(example, error)
             else:
-                return _element(image, example.label) | {"index": np.int32(index)}
+                return _element(image, example.label) | {
+                    "index": np.array(index, np.int32)
+                }
         blank = Image.new("RGB", (size, size))
-        return _element(blank, -1) | {"index": np.int32(-1)}
+        return _element(blank, -1) | {"index": np.array(-1, np.int32)}
 
     padded = math.ceil(len(source) / batch) * batch
     mine = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]

@@ -31,36 +31,40 @@ NOBODY = np.iinfo(np.int32).max
 _SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
 
 
+# JAX's on the devices, NumPy's once gathered.
+Numbers = Any
+
+
 class Best(NamedTuple):
     """Candidates in order, the best first: `[..., n, units]`."""
 
-    score: Array
-    image: Array
+    score: Numbers
+    image: Numbers
     # Row * width + column in the layer's map.
-    position: Array
+    position: Numbers
 
 
 class State(NamedTuple):
     """What is known after some images, of the units of all layers in a row."""
 
     # int32 []: images seen.
-    images: Array
+    images: Numbers
     # [1, pool, units], [1, k, units] with activations negated, [classes, n, units].
     top: Best
     least: Best
     by_class: Best
     # float32 [units]: mean, and the sum of squared deviations from it.
-    mean: Array
-    deviation: Array
+    mean: Numbers
+    deviation: Numbers
     # int32 [units]: images with no activation above 0.
-    silent: Array
+    silent: Numbers
     # int32 [bins, units].
-    histogram: Array
+    histogram: Numbers
     # int32 [classes] and float32 [classes, units]: images of a class, their activation.
-    class_images: Array
-    class_sum: Array
+    class_images: Numbers
+    class_sum: Numbers
     # int32 []: the first image with an activation that is no number.
-    broken: Array
+    broken: Numbers
 
 
 def edges() -> list[float]:

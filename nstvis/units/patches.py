@@ -175,6 +175,8 @@ def crop(
     """
     top, left, bottom, right = (int(side) for side in box)
     patch = np.full((bottom - top, right - left, 3), GREY, np.uint8)
+    if not (rows.any() and columns.any()):
+        return patch
     (first, last), (start, end) = (np.flatnonzero(x)[[0, -1]] for x in (rows, columns))
     part = image[first : last + 1, start : end + 1]
     patch[first - top : last + 1 - top, start - left : end + 1 - left] = part
