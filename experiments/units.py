@@ -2,7 +2,7 @@ r"""Finds the image patches that activate every unit of every layer most.
 
     python launch.py --experiment=units
     python launch.py --experiment=units --config.dataset=tiny_imagenet \
-        --config.split=train --config.data_dir=FOLDER_OF_THE_ARCHIVE
+        --config.data_dir=FOLDER_OF_THE_ARCHIVE
     python launch.py --experiment=units --config.dataset=folder:PHOTOS \
         --config.model=alexnet --config.weights=torchvision --config.size=224
     python launch.py --experiment=units --config.merge=runs/a,runs/b

@@ -48,7 +48,7 @@ FILES = {
         "metrics.jsonl",
     ],
     "evaluate": ["accuracy.json"],
-    "units": ["index.html", "sheets/conv1.png", "sheets/fc8_all.png", "units.npz"],
+    "units": ["index.html", "sheets", "units.npz", "scan.npz"],
     "explain_unit": ["unit.png"],
 }
 

@@ -24,7 +24,7 @@ from nstvis.units.table import Layer, Table, Winners
 
 _ROWS = 16  # units in a file of patches
 _BLOCK = 16  # WebP compresses squares of this side: no two patches may share one
-_LOSSLESS = 32  # up to this side, where loss would show and its lack costs little
+_LOSSLESS = 32  # side up to which patches are kept exactly
 _STRONGEST = 8  # classes shown of a unit
 _LONGEST = 16383  # WebP's limit on a side
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"\x89PNG": ".png"}
