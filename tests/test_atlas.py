@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import resource
 import shutil
@@ -233,7 +235,7 @@ def test_pictures_keep_their_format(given, tmp_path):
             tmp_path, table, patches, {image: encoded(np.zeros((8, 8, 3)), format)}
         )
         picture = atlas.Atlas(tmp_path).unit("conv1", 0).top[0].picture
-        assert picture is not None
+        assert picture.suffix == {"JPEG": ".jpg"}.get(format, f".{format.lower()}")
         with Image.open(picture) as opened:
             assert opened.format == format
     with pytest.raises(ValueError, match="picture of image 7 is neither JPEG"):
@@ -261,6 +263,31 @@ def test_a_full_disk_names_the_file_and_leaves_the_earlier_atlas(given, tmp_path
         assert caught.value.filename
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert after == before
+
+
+def test_an_interruption_leaves_no_page_of_something_else(given, tmp_path, monkeypatch):
+    atlas.write(tmp_path, *given)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atlas.write(tmp_path, *given)
+    with pytest.raises(FileNotFoundError, match="holds no atlas"):
+        atlas.Atlas(tmp_path)
+    monkeypatch.undo()
+    atlas.write(tmp_path, *given)
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "atlas"}
+
+
+def test_names_of_files_need_not_be_text(given, tmp_path):
+    table, patches, _ = given
+    odd = {i: (f"\udcff/\u2028/{i}", -1) for i in range(60)}
+    atlas.write(tmp_path, dataclasses.replace(table, examples=odd), patches, {})
+    winner = atlas.Atlas(tmp_path).unit("conv1", 0).top[0]
+    image = table.layers["conv1"].top.image[0, 0]
+    assert (winner.image, winner.label) == (f"\udcff/\u2028/{image}", None)
 
 
 def test_wrong_patches_are_refused(given, tmp_path):
@@ -1044,9 +1071,9 @@ def test_zoom_and_pixels(page, tmp_path):
     atlas.write(tmp_path, table_of({"conv1": layer}, [], 60), {"conv1": cells}, {})
     page.open(tmp_path)
 
-    def greys():
-        x, y, width, _ = map(round, page.box("#units canvas"))
-        row = page.pixels()[y + 10, x + 2 : x + width // 3 - 4, 0].astype(int)
+    def greys(canvas="#units canvas", patches=3):
+        x, y, width, _ = map(round, page.box(canvas))
+        row = page.pixels()[y + 10, x + 2 : x + width // patches - 4, 0].astype(int)
         return row, int(((row > 20) & (row < 235)).sum())
 
     # No seam: left of the second patch's black there is the first one's white.
@@ -1082,6 +1109,12 @@ def test_zoom_and_pixels(page, tmp_path):
     # In a unit, too.
     page.open(tmp_path, "#conv1/1")
     width = page.box(".strongest li")[2]
+    page.looks({inside(page.box(".strongest canvas"), 1, 0)[0]: (0, 0, 0)})
+    assert greys(".strongest canvas", 1)[1] >= 4
+    page.click("#pixelated")
+    end = time.monotonic() + 10
+    while greys(".strongest canvas", 1)[1] > 1:
+        assert time.monotonic() < end
     page.click("#smaller")
     assert page.box(".strongest li")[2] < width
 

@@ -258,9 +258,8 @@ def _sprites(cells: np.ndarray, pitch: int) -> Iterator[bytes]:
 
 def _units(layer: Layer) -> list[dict[str, Any]]:
     """What is known of each unit, as JSON."""
-    means = np.where(np.isfinite(layer.class_mean), layer.class_mean, -np.inf)
-    order = np.argsort(-means, axis=1, kind="stable")[:, :_STRONGEST]
-    strongest = _plain(np.take_along_axis(means, order, 1))
+    order = np.argsort(-layer.class_mean, axis=1, kind="stable")[:, :_STRONGEST]
+    strongest = _plain(np.take_along_axis(layer.class_mean, order, 1))
     columns = {
         "top": _winners(layer.top),
         "least": _winners(layer.least),
@@ -304,7 +303,7 @@ def _suffix(index: int, encoded: bytes) -> str:
 
 
 def _put_script(path: pathlib.Path, target: str, content: Any) -> None:
-    # ASCII alone: no name of the data set can end a line or a string of a script.
+    # ASCII alone, as names of files may hold what no encoding can write.
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     _put(path, f"{target} = {text};\n".encode())
 
