@@ -11,7 +11,8 @@ Zeiler & Fergus (2013), the simple way of Andrew Ng's lecture: scan a data set t
 the network once, and for every unit cut out the nine patches, at its receptive field,
 that activate it most. Leaves an atlas to open in a browser (`index.html`), a page of
 nine units for each layer and one of all (`sheets/`), the numbers (`units.npz`, read by
-`nstvis.units.atlas`), and `scan.npz`, which `--config.merge` takes.
+`nstvis.units.atlas`), and `scan.npz`, which `--config.merge` takes. The first command
+takes a minute and a half on two busy cores of an AMD EPYC (Zen 4).
 """
 
 import dataclasses
