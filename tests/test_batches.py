@@ -1,6 +1,9 @@
 """Batches: every image once, in an order that the seed alone decides, cut as promised."""
 
+import concurrent.futures
+import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -13,10 +16,11 @@ from nstvis import batches
 from nstvis.data import Example
 
 PLAIN = batches.Augmentation(crop=1, color=0, flip=False)
+WILD = batches.Augmentation(crop=0.3, color=0.5)
 
 
 class Pictures:
-    """A data set of given pictures, losslessly encoded; None is a damaged one."""
+    """A data set of pictures, losslessly encoded, each its own label; None is damaged."""
 
     classes = ()
 
@@ -36,11 +40,21 @@ class Pictures:
 
 
 def flat(count, damaged=()):
-    """Small pictures of one colour each, labelled by their number."""
+    """Pictures of one colour each, which tells their label."""
     return Pictures(
         [
             None if i in damaged else Image.new("RGB", (4, 4), (i, 255 - i, 7))
             for i in range(count)
+        ]
+    )
+
+
+def noise(count, size=(24, 16)):
+    rng = np.random.default_rng(0)
+    return Pictures(
+        [
+            Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
+            for _ in range(count)
         ]
     )
 
@@ -50,7 +64,12 @@ def damaged(tmp_path):
     return batches.Damaged(tmp_path / "damaged.txt")
 
 
-def training(source, damaged, size=4, batch=2, seed=0, how=PLAIN, workers=0):
+NONE_DAMAGED = batches.Damaged(None)
+
+
+def training(
+    source, size=4, batch=2, seed=0, how=PLAIN, workers=0, damaged=NONE_DAMAGED
+):
     return iter(
         batches.training(
             source,
@@ -64,115 +83,209 @@ def training(source, damaged, size=4, batch=2, seed=0, how=PLAIN, workers=0):
     )
 
 
-def labels(iterator, count):
-    return np.concatenate([next(iterator)["label"] for _ in range(count)]).tolist()
+def evaluated(source, size=4, batch=2, damaged=NONE_DAMAGED, workers=0):
+    return list(
+        batches.evaluation(source, size, batch, damaged=damaged, workers=workers)
+    )
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def joined(found, name="label"):
+    return np.concatenate([batch[name] for batch in found])
+
+
+def order(iterator, count):
+    """The labels of the next images."""
+    found = []
+    while len(found) < count:
+        found += next(iterator)["label"].tolist()
+    return found[:count]
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, other[name])
+
+
+@contextlib.contextmanager
+def host(index, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax.process_index", lambda: index)
+        patch.setattr("jax.process_count", lambda: count)
+        yield
+
+
+SHARING = {
+    "length": st.integers(3, 20),
+    "hosts": st.integers(1, 3),
+    "local": st.integers(1, 5),
+}
+
+
+# Order.
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31))
-def test_every_epoch_has_every_image_once(per_batch, count, seed):
-    source, nowhere = flat(per_batch * count), batches.Damaged(None)
-    iterator = training(source, nowhere, batch=per_batch, seed=seed)
-    for _ in range(3):
-        assert sorted(labels(iterator, count)) == list(range(per_batch * count))
+@given(**SHARING, seed=st.integers(0, 2**31))
+def test_every_epoch_has_every_image_once(length, hosts, local, seed):
+    epochs = [[], []]
+    for index in range(hosts):
+        with host(index, hosts):
+            iterator = training(flat(length), batch=local * hosts, seed=seed)
+        mine = len(range(index, length, hosts))
+        found = order(iterator, 2 * mine)
+        epochs[0] += found[:mine]
+        epochs[1] += found[mine:]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(length))
 
 
-def test_the_order_is_the_seed_s_and_another_in_each_epoch(damaged):
-    first, again, other = (
-        labels(training(flat(40), damaged, seed=seed), 40) for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
-    assert first[:40] != first[40:]
+def test_hosts_together_make_the_batches_of_one():
+    alone = take(training(flat(12), batch=4), 6)
+    parts = []
+    for index in range(2):
+        with host(index, 2):
+            parts.append(take(training(flat(12), batch=4), 6))
+    for whole, *pair in zip(alone, *parts, strict=True):
+        assert [len(part["label"]) for part in pair] == [2, 2]
+        assert sorted(joined(pair)) == sorted(whole["label"])
 
 
-def test_labels_stay_with_their_images(damaged):
-    iterator = training(flat(20), damaged, batch=5)
-    for _ in range(8):
-        batch = next(iterator)
+def test_the_order_is_the_seeds_alone():
+    found = order(training(flat(40), seed=1), 80)
+    assert order(training(flat(40), 8, 5, seed=1, how=WILD), 80) == found
+    assert order(training(flat(40), seed=2), 80) != found
+    assert found[:40] != found[40:]
+    assert found[:40] != list(range(40))
+
+
+def test_labels_stay_with_their_images():
+    for batch in take(training(flat(20), batch=5), 8):
         assert (batch["image"][:, 2, 2, 0] == batch["label"]).all()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_saved_iterator_goes_on_with_the_same_bytes(workers, damaged):
+def test_a_saved_iterator_goes_on_with_the_same_bytes_from_anywhere():
+    iterator, states, found = training(noise(11), batch=3, how=WILD), [], []
+    for _ in range(9):
+        states.append(json.dumps(iterator.get_state()))
+        found.append(next(iterator))
+    for i in range(8):
+        resumed = training(noise(11), batch=3, how=WILD)
+        resumed.set_state(json.loads(states[i]))
+        assert_same(take(resumed, 2), found[i : i + 2])
+
+
+def test_a_position_holds_for_images_of_another_size():
+    iterator = training(flat(11), size=4, batch=3)
+    take(iterator, 2)
+    larger = training(flat(11), size=8, batch=3)
+    larger.set_state(iterator.get_state())
+    assert order(larger, 12) == order(iterator, 12)
+
+
+# Workers.
+
+
+@pytest.fixture
+def parsed():
     flags.FLAGS.mark_as_parsed()  # which Grain's workers wait for
-    how = batches.Augmentation(crop=0.3, color=0.5)
-    source = flat(11)
-
-    def fresh():
-        return training(source, damaged, batch=3, how=how, workers=workers)
-
-    iterator = fresh()
-    for _ in range(3):
-        next(iterator)
-    state = iterator.get_state()
-    rest = [next(iterator) for _ in range(5)]
-    resumed = fresh()
-    resumed.set_state(state)
-    for expected in rest:
-        found = next(resumed)
-        for name in ("image", "label"):
-            np.testing.assert_array_equal(found[name], expected[name])
 
 
-def hosts(monkeypatch, count):
-    monkeypatch.setattr("jax.process_count", lambda: count)
-    for host in range(count):
-        monkeypatch.setattr("jax.process_index", lambda host=host: host)
-        yield host
+def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes(parsed):
+    iterator = training(noise(11), batch=3, how=WILD, workers=2)
+    take(iterator, 3)
+    state = json.dumps(iterator.get_state())
+    resumed = training(noise(11), batch=3, how=WILD, workers=2)
+    resumed.set_state(json.loads(state))
+    assert_same(take(resumed, 4), take(iterator, 4))
 
 
-def test_hosts_share_the_images_of_an_epoch(monkeypatch, damaged):
-    parts = []
-    for _ in hosts(monkeypatch, 2):
-        iterator = training(flat(12), damaged, batch=4)
-        assert next(iterator)["image"].shape == (2, 4, 4, 3)
-        parts.append(labels(training(flat(12), damaged, batch=4), 3))
-    assert sorted(parts[0] + parts[1]) == list(range(12))
+SHARED = pytest.mark.xfail(
+    reason="each worker fills batches from a part of the images", strict=True
+)
 
 
-def test_hosts_share_what_is_evaluated(monkeypatch, damaged):
-    parts = []
-    for _ in hosts(monkeypatch, 2):
-        found = batches.evaluation(flat(11), 4, 4, damaged=damaged, workers=0)
-        parts += [one["index"] for one in found]
-    assert sorted(np.concatenate(parts)) == [-1, *range(11)]
+@SHARED
+def test_workers_do_not_change_what_is_learned_from(parsed):
+    alone, shared = (
+        training(noise(12), batch=4, how=WILD, workers=workers) for workers in (0, 2)
+    )
+    assert_same(take(shared, 6), take(alone, 6))
+
+
+@SHARED
+def test_workers_do_not_change_what_is_evaluated(parsed):
+    assert_same(evaluated(flat(12), batch=4, workers=2), evaluated(flat(12), batch=4))
 
 
 # What is damaged.
 
 
 def test_a_damaged_image_gives_its_place_to_the_next(damaged):
-    iterator = training(flat(10, damaged=(3, 4, 9)), damaged, batch=5)
-    found = labels(iterator, 4)
-    for epoch in (found[:10], found[10:]):
-        counts = np.bincount(epoch, minlength=10).tolist()
-        assert counts == [2, 1, 1, 0, 0, 3, 1, 1, 1, 0]
+    source = flat(10, damaged=(3, 4, 9))
+    found = take(training(source, batch=5, damaged=damaged), 4)
+    for epoch in (found[:2], found[2:]):
+        counts = np.bincount(joined(epoch), minlength=10)
+        assert counts.tolist() == [2, 1, 1, 0, 0, 3, 1, 1, 1, 0]
+    assert (joined(found, "image")[:, 2, 2, 0] == joined(found)).all()
+    assert set(damaged.ids()) == {f"picture/{i}" for i in (3, 4, 9)}
     lines = damaged.path.read_text().splitlines()
-    ids = sorted(line.split("\t")[0] for line in lines)
-    assert ids == sorted(damaged.ids()) == [f"picture/{i}" for i in (3, 4, 9)]
+    assert all("\tpicture/" in line for line in lines)  # what is wrong with it
+
+
+def test_a_damaged_image_is_listed_once(damaged):
+    again = batches.Damaged(damaged.path)  # as after a restart
+    for some in (damaged, damaged, again):
+        for id in ("a", "b"):
+            some.add(Example(id, 0, b""), ValueError(f"{id}: broken"))
+    assert damaged.path.read_text() == "a\ta: broken\nb\tb: broken\n"
+
+
+@pytest.mark.xfail(reason="threads list an image at the same time", strict=True)
+def test_a_damaged_image_is_listed_once_by_many_threads(damaged):
+    examples = [Example(str(i // 4), 0, b"") for i in range(400)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: damaged.add(one, ValueError("broken")), examples))
+    assert sorted(damaged.ids()) == sorted(map(str, range(100)))
 
 
 def test_if_all_are_damaged_there_is_no_batch(damaged):
-    with pytest.raises(
-        ValueError, match=r"all 3 images are damaged: see .*damaged\.txt"
-    ):
-        next(training(flat(3, damaged=range(3)), damaged))
+    message = r"all 3 images are damaged: see .*damaged\.txt"
+    with pytest.raises(ValueError, match=message):
+        next(training(flat(3, damaged=range(3)), damaged=damaged))
 
 
-def test_evaluation_takes_all_in_order_and_marks_what_is_none(damaged):
-    source = flat(7, damaged=(2,))
-    found = list(batches.evaluation(source, 4, 3, damaged=damaged, workers=0))
-    index = np.concatenate([one["index"] for one in found]).tolist()
-    assert index == [0, 1, -1, 3, 4, 5, 6, -1, -1]
-    assert np.concatenate([one["label"] for one in found]).tolist() == index
-    images = np.concatenate([one["image"] for one in found])
-    for i in (0, 1, 3, 4, 5, 6):
-        assert (images[i] == (i, 255 - i, 7)).all()
+# Evaluation.
+
+
+@settings(max_examples=15, deadline=None)
+@given(**SHARING)
+def test_evaluation_has_all_images_once_in_order(length, hosts, local):
+    parts = []
+    for index in range(hosts):
+        with host(index, hosts):
+            parts.append(evaluated(flat(length), batch=local * hosts))
+    # All hosts take as many steps, in each of which the images follow one another.
+    steps = list(zip(*parts, strict=True))
+    found = [np.stack([part["index"] for part in step], 1).ravel() for step in steps]
+    padding = -length % (local * hosts)
+    assert np.concatenate(found).tolist() == [*range(length), *[-1] * padding]
+    for step in steps:
+        for part in step:
+            np.testing.assert_array_equal(part["label"], part["index"])
+
+
+def test_evaluation_marks_what_is_damaged(damaged):
+    found = evaluated(flat(7, damaged=(2,)), batch=3, damaged=damaged)
+    expected = [0, 1, -1, 3, 4, 5, 6, -1, -1]
+    assert joined(found).tolist() == joined(found, "index").tolist() == expected
+    for image, label in zip(joined(found, "image"), expected, strict=True):
+        assert (image == ((label, 255 - label, 7) if label >= 0 else 0)).all()
     assert damaged.ids() == ["picture/2"]
-
-
-# What is done to an image.
 
 
 def ramp(width, height):
@@ -182,80 +295,187 @@ def ramp(width, height):
     return Image.fromarray(pixels)
 
 
-def augmented(picture, count, damaged, **how):
-    iterator = training(
-        Pictures([picture]), damaged, 32, 1, how=batches.Augmentation(**how)
-    )
-    return [next(iterator)["image"][0].astype(float) for _ in range(count)]
+def in_mode(picture, mode):
+    """A picture as a file of another mode holds it, and as it is meant to look."""
+    if mode == "I;16":
+        grey = picture.convert("L")
+        wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        return wide, grey.convert("RGB")
+    converted = picture.convert(mode, dither=Image.Dither.NONE)
+    if mode in ("RGBA", "LA"):
+        converted.putalpha(picture.getchannel("R"))  # which is not blended
+    return converted, converted.convert("RGB")
 
 
-def test_a_crop_keeps_a_share_of_the_area_within_the_image(damaged):
-    areas, corners = [], []
-    for image in augmented(ramp(200, 160), 150, damaged, crop=0.4, color=0, flip=False):
-        # From the centres of the first and last pixel to the borders.
-        (left, right), (top, bottom) = (
-            (np.median(x[0]), np.median(x[1]))
-            for x in (image[:, [0, -1], 0].T, image[[0, -1], :, 1])
-        )
-        width, height = (right - left) * 32 / 31, (bottom - top) * 32 / 31
-        areas.append(width * height / (200 * 160))
-        corners.append((left, top))
-    assert 0.3 < min(areas) < 0.5
-    assert 0.85 < max(areas) < 1.05
-    assert np.std(corners, axis=0).min() > 5
-
-
-def test_half_of_the_images_are_mirrored(damaged):
-    images = augmented(ramp(64, 64), 200, damaged, crop=1, color=0)
-    mirrored = [image[16, 0, 0] > image[16, -1, 0] for image in images]
-    assert 70 < sum(mirrored) < 130
-    straight = augmented(ramp(64, 64), 20, damaged, crop=1, color=0, flip=False)
-    assert all(image[16, 0, 0] < image[16, -1, 0] for image in straight)
-
-
-def test_brightness_and_contrast_change_by_as_much_as_they_may(damaged):
-    grey = Image.new("RGB", (32, 32), (100, 100, 100))
-    levels = [x.mean() for x in augmented(grey, 200, damaged, crop=1, color=0.3)]
-    assert 69 <= min(levels) < 80
-    assert 120 < max(levels) <= 131
-    same = augmented(grey, 5, damaged, crop=1, color=0)
-    assert all((x == 100).all() for x in same)
-
-
-def test_nothing_changes_where_nothing_may(damaged):
-    (image,) = augmented(ramp(32, 32), 1, damaged, crop=1, color=0, flip=False)
-    # But for the aspect ratio, which a square of all the area has no room for.
-    np.testing.assert_allclose(image[..., 0].mean(0), np.arange(32), atol=4)
-
-
-MODES = ["RGB", "L", "RGBA", "P", "1", "LA", "CMYK", "I;16"]
+MODES = ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(40, 30), (20, 50), (9, 9)])
-def test_evaluation_sees_the_centre_of_the_shorter_side_s_square(mode, size, damaged):
-    picture = ramp(*size)
-    if mode == "I;16":
-        pixels = np.asarray(picture.convert("L")).astype(np.uint16) * 257
-        picture, shown = Image.fromarray(pixels), picture.convert("L")
-    else:
-        picture = picture.convert(mode)
-        shown = picture
+@pytest.mark.parametrize("size", [(40, 30), (21, 50), (9, 9), (5, 1)])
+def test_evaluation_sees_the_middle_square(mode, size):
+    picture, look = in_mode(noise(1, size).pictures[0], mode)
     side = min(size)
     left, top = ((n - side) / 2 for n in size)
     box = (left, top, left + side, top + side)
-    expected = shown.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR, box)
+    expected = look.resize((16, 16), Image.Resampling.BILINEAR, box)
+    (found,) = evaluated(Pictures([picture]), 16, 1)
+    np.testing.assert_array_equal(found["image"][0], expected)
+
+
+def test_evaluation_shrinks_large_images_without_aliases():
+    checks = np.indices((150, 200)).sum(0) % 2 * 255
+    grey = Image.fromarray(checks.astype(np.uint8))
+    (found,) = evaluated(Pictures([grey, ramp(200, 150)]), 16, 2)
+    np.testing.assert_allclose(found["image"][0], 127.5, atol=6)
+    middles = (np.arange(16) + 0.5) * 150 / 16 - 0.5  # of the pixels, in the square
+    inner = found["image"][1, 1:-1, 1:-1]
+    np.testing.assert_allclose(inner[:, :, 0].mean(0), 25 + middles[1:-1], atol=1.5)
+    np.testing.assert_allclose(inner[:, :, 1].mean(1), middles[1:-1], atol=1.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_sees_the_colours_that_evaluation_sees(mode):
+    picture, _ = in_mode(Image.new("RGB", (20, 10), (200, 90, 30)), mode)
     source = Pictures([picture])
-    (found,) = batches.evaluation(source, 16, 1, damaged=damaged, workers=0)
-    assert not damaged.ids()
-    # Reduced by whole numbers first, where it is much smaller.
-    difference = found["image"][0].astype(float) - np.asarray(expected)
-    assert abs(difference).mean() < 1.5
+    (expected,) = evaluated(source, batch=1)
+    how = batches.Augmentation(crop=0.3, color=0)
+    np.testing.assert_array_equal(
+        next(training(source, batch=1, how=how))["image"], expected["image"]
+    )
 
 
-def test_shapes_are_those_of_batches(damaged):
-    told = batches.shapes(3, 8)
-    found = next(training(flat(5), damaged, size=8, batch=3))
-    assert {k: (v.shape, v.dtype) for k, v in told.items()} == {
-        k: (v.shape, v.dtype) for k, v in found.items()
+# Augmentation.
+
+
+def augmented(picture, count, **how):
+    iterator = training(Pictures([picture]), 32, 1, how=batches.Augmentation(**how))
+    return joined(take(iterator, count), "image").astype(float)
+
+
+def edges(values):
+    """Where a ramp of 32 pixels begins and ends, by a line through its middle."""
+    slope, middle = np.polyfit(np.arange(-13.5, 14), values[2:-2], 1)
+    return middle + 0.5 - 16 * slope, middle + 0.5 + 16 * slope
+
+
+def crops(size, count, crop):
+    """The left, top, right and bottom edges of crops."""
+    images = augmented(ramp(*size), count, crop=crop, color=0, flip=False)
+    found = [
+        (edges(x[2:-2, :, 0].mean(0)), edges(x[:, 2:-2, 1].mean(1))) for x in images
+    ]
+    return np.swapaxes(found, 1, 2).reshape(-1, 4).T
+
+
+SHRUNK = pytest.mark.xfail(
+    reason="a crop that is too wide or too high is cut smaller than it may be",
+    strict=True,
+)
+SQUASHED = pytest.mark.xfail(
+    reason="the aspect ratio is taken of the image's, not of pixels", strict=True
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [
+        ((200, 200), 0.4),
+        ((200, 200), 0.7),
+        pytest.param((200, 200), 0.9, marks=SHRUNK),
+        pytest.param((240, 120), 0.4, marks=SQUASHED),
+    ],
+)
+def test_a_crop_has_an_area_and_an_aspect_ratio_that_it_may(size, crop):
+    left, top, right, bottom = crops(size, 150, crop)
+    width, height = right - left, bottom - top
+    area, aspect = width * height / (size[0] * size[1]), width / height
+    assert crop - 0.01 < area.min() <= area.max() < 1.01
+    assert 0.74 < aspect.min() <= aspect.max() < 1.35
+
+
+def test_crops_have_all_areas_and_aspect_ratios_that_they_may():
+    left, top, right, bottom = crops((200, 200), 150, 0.4)
+    width, height = right - left, bottom - top
+    area, aspect = width * height / 200**2, width / height
+    for quantity, least, most in ((area, 0.4, 0.9), (aspect, 0.77, 1.3)):
+        counts, _ = np.histogram(quantity, 5, (least, most))
+        assert counts.min() > 10
+
+
+def test_a_crop_may_lie_anywhere():
+    left, top, right, bottom = crops((240, 120), 150, 0.4)
+    for start, stop, length in ((left, right, 240), (top, bottom, 120)):
+        assert start.min() > -1
+        assert stop.max() < length + 1
+        room = length - (stop - start)
+        share = (start / room)[room > 20]
+        assert share.min() < 0.05
+        assert share.max() > 0.95
+        assert 0.4 < share.mean() < 0.6
+
+
+@pytest.mark.xfail(reason="even without a crop, 13% may be cut off", strict=True)
+def test_nothing_changes_where_nothing_may():
+    source = noise(1, (24, 24))
+    expected = source.pictures[0].resize((16, 16), Image.Resampling.BILINEAR)
+    for found in take(training(source, 16, 1), 3):
+        np.testing.assert_array_equal(found["image"][0], expected)
+
+
+def test_half_of_the_images_are_mirrored():
+    images = augmented(ramp(64, 64), 200, crop=1, color=0)
+    mirrored = images[:, 16, 0, 0] > images[:, 16, -1, 0]
+    assert 80 < mirrored.sum() < 120
+    assert (images[:, 0, 16, 1] < images[:, -1, 16, 1]).all()
+    straight = augmented(ramp(64, 64), 20, crop=1, color=0, flip=False)
+    assert (straight[:, 16, 0, 0] < straight[:, 16, -1, 0]).all()
+
+
+def test_brightness_contrast_and_saturation_change_by_as_much_as_they_may():
+    # Stripes, of which the middle one is coloured; at 32 pixels they stay as they are.
+    dark, light, red = 70, 110, np.array([120, 70, 60])
+    pixels = np.full((32, 32, 3), dark)
+    pixels[:8], pixels[12:20] = light, red
+    luma = np.array([0.299, 0.587, 0.114])
+    mean = (pixels @ luma).mean()
+    stripes = Image.fromarray(pixels.astype(np.uint8))
+    x = augmented(stripes, 300, crop=1, color=0.3)
+    low, high, middle = x[:, 31, 0, 0], x[:, 0, 0, 0], x[:, 16, 0]
+    # A grey g becomes b * (c * g + (1 - c) * mean), and a difference of colours b * c * s
+    # times what it was, for a brightness b, contrast c and saturation s.
+    product = (high - low) / (light - dark)
+    brightness = product + (low - product * dark) / mean
+    contrast = product / brightness
+    saturation = (middle[:, 0] - middle[:, 1]) / (red[0] - red[1]) / product
+    factors = np.stack([brightness, contrast, saturation])
+    assert (factors.min(1) > 0.65).all()
+    assert (factors.min(1) < 0.74).all()
+    assert (factors.max(1) < 1.35).all()
+    assert (factors.max(1) > 1.26).all()
+    assert (abs(np.corrcoef(factors) - np.eye(3)) < 0.3).all()
+
+
+def test_without_color_no_colour_changes():
+    images = augmented(Image.new("RGB", (40, 30), (200, 90, 30)), 20, crop=0.3, color=0)
+    assert (images == (200, 90, 30)).all()
+
+
+def test_what_is_done_to_an_image_is_the_seeds_and_its_places_in_the_order():
+    def images(batch, seed):
+        iterator = training(noise(1), batch=batch, seed=seed, how=WILD)
+        return joined(take(iterator, 6 // batch), "image")
+
+    found = images(1, seed=1)
+    np.testing.assert_array_equal(images(3, seed=1), found)
+    everything = np.concatenate([found, images(1, seed=2)])
+    assert len({image.tobytes() for image in everything}) == 12
+
+
+def test_shapes_are_those_of_batches():
+    told = {
+        name: (value.shape, value.dtype) for name, value in batches.shapes(3, 8).items()
     }
+    found = next(training(flat(5), size=8, batch=3)), evaluated(flat(5), 8, 3)[-1]
+    for batch in found:
+        assert told == {name: (batch[name].shape, batch[name].dtype) for name in told}
+    assert found[0].keys() == told.keys()
