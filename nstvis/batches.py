@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import threading
 
 import grain
 import jax
@@ -21,6 +22,8 @@ from nstvis import images
 from nstvis.data import Example, Source
 
 _log = logging.getLogger(__name__)
+
+_LISTING = threading.Lock()
 
 
 def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -35,7 +38,8 @@ def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 class Augmentation:
     """How a training image differs from the one in the data set."""
 
-    # Least share of the area that a crop keeps; its aspect ratio is 3/4 to 4/3.
+    # Least share of the area that a crop keeps, unless the image is too wide or too high
+    # for that: a crop's aspect ratio is 3/4 to 4/3.
     crop: float
     # Largest relative change of brightness, contrast and saturation.
     color: float
@@ -51,10 +55,11 @@ class Damaged:
 
     def add(self, example: Example, error: Exception) -> None:
         """Lists an image, unless it is listed already."""
-        if example.id not in self.ids():
-            _log.warning("skipped a damaged image: %s", error)
-            with self.path.open("a") as file:
-                file.write(f"{example.id}\t{error}\n")
+        with _LISTING:
+            if example.id not in self.ids():
+                _log.warning("skipped a damaged image: %s", error)
+                with self.path.open("a") as file:
+                    file.write(f"{example.id}\t{error}\n")
 
     def ids(self) -> list[str]:
         """The images listed so far."""
@@ -137,12 +142,12 @@ def evaluation(
 def _in_batches(
     elements: grain.MapDataset, batch: int, workers: int
 ) -> grain.IterDataset:
-    threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * batch)
-    local = batch // jax.process_count()
-    batches = elements.to_iter_dataset(threads).batch(local, drop_remainder=True)
+    threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 + 2 * batch)
+    made = elements.to_iter_dataset(threads)
     if workers:
-        return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return batches
+        # Before they are batches, each worker's last of which would not be full.
+        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return made.batch(batch // jax.process_count(), drop_remainder=True)
 
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:
@@ -153,10 +158,13 @@ def _augmented(
     image: Image.Image, size: int, how: Augmentation, rng: np.random.Generator
 ) -> Image.Image:
     """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), mirrors, and colours."""
-    area = rng.uniform(how.crop, 1)
+    area = rng.uniform(how.crop, 1) * image.width * image.height
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width = image.width * min(1, math.sqrt(area * aspect))
-    height = image.height * min(1, math.sqrt(area / aspect))
+    # What the image has room for, unless it is too wide or too high for that itself.
+    aspect = min(max(aspect, area / image.height**2), image.width**2 / area)
+    aspect = min(max(aspect, 3 / 4), 4 / 3)
+    height = min(math.sqrt(area / aspect), image.height, image.width / aspect)
+    width = min(height * aspect, image.width)
     left = rng.uniform(0, image.width - width)
     top = rng.uniform(0, image.height - height)
     box = (left, top, left + width, top + height)
