@@ -312,7 +312,7 @@ MODES = ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(40, 30), (21, 50), (9, 9), (5, 1)])
+@pytest.mark.parametrize("size", [(41, 30), (21, 50), (9, 9), (5, 1)])
 def test_evaluation_sees_the_middle_square(mode, size):
     picture, look = in_mode(noise(1, size).pictures[0], mode)
     side = min(size)
@@ -383,6 +383,22 @@ def test_a_crop_has_an_area_and_an_aspect_ratio_that_it_may(size, crop):
     area, aspect = width * height / (size[0] * size[1]), width / height
     assert crop - 0.01 < area.min() <= area.max() < 1.01
     assert 0.74 < aspect.min() <= aspect.max() < 1.35
+
+
+@pytest.mark.parametrize("size", [(250, 50), (50, 250)])
+def test_a_crop_of_a_long_image_is_as_large_as_its_aspect_ratio_lets(size):
+    left, top, right, bottom = crops(size, 10, 0.9)
+    long, short = (right - left, bottom - top)[:: 1 if size[0] > size[1] else -1]
+    np.testing.assert_allclose(short, 50, atol=0.5)
+    np.testing.assert_allclose(long, 50 * 4 / 3, atol=0.5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.integers(1, 40), height=st.integers(1, 40), crop=st.floats(0.01, 1))
+def test_every_image_is_large_enough_for_a_crop(width, height, crop):
+    how = batches.Augmentation(crop=crop, color=0)
+    (found,) = take(training(noise(1, (width, height)), 8, 1, how=how), 1)
+    assert found["image"].shape == (1, 8, 8, 3)
 
 
 def test_crops_have_all_areas_and_aspect_ratios_that_they_may():

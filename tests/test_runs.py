@@ -10,6 +10,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -54,6 +55,22 @@ def start(*arguments, before=(), environment=None, **options):
     command = [sys.executable, *before, "launch.py", *arguments]
     environment = inherited | (environment or {})
     return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+
+
+def start_hosts(*arguments, count=2, devices=2):
+    """Starts the processes of one run, each a host with devices of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    return [
+        start(*arguments, environment=together | {"JAX_PROCESS_ID": str(host)})
+        for host in range(count)
+    ]
 
 
 def finish(process, status=0):

@@ -4,14 +4,13 @@ import io
 import json
 import re
 import signal
-import socket
 
 import launcher
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from test_runs import finish, signal_at, start, steps
+from test_runs import finish, signal_at, start, start_hosts, steps
 
 EPOCHS = 4
 PER_EPOCH = 6
@@ -130,22 +129,7 @@ def test_two_hosts_train_one_network_and_stop_together(command, tmp_path):
     workdir = tmp_path / "run"
 
     def both():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        return [
-            start(
-                *command,
-                f"--workdir={workdir}",
-                environment={
-                    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": "2",
-                    "JAX_PROCESS_ID": str(host),
-                },
-            )
-            for host in range(2)
-        ]
+        return start_hosts(*command, f"--workdir={workdir}")
 
     lead, other = both()
     signal_at(other, signal.SIGTERM, workdir, 2)  # only one of them is told

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import socket
 import time
 
 import jax
 import launcher
 import numpy as np
 import pytest
-from test_runs import finish, start
+from test_runs import finish, start, start_hosts
 
 from nstvis import batches, data, models
 from nstvis.units import scan_file, table
@@ -171,22 +170,7 @@ def test_halves_merge_to_the_whole(whole, tmp_path):
 
 
 def test_two_hosts_of_two_devices_find_the_same(whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    hosts = [
-        start(
-            *WHOLE,
-            f"--workdir={tmp_path / 'run'}",
-            environment={
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(host),
-            },
-        )
-        for host in range(2)
-    ]
+    hosts = start_hosts(*WHOLE, f"--workdir={tmp_path / 'run'}")
     for host in hosts:
         finish(host)
     conv = scan_file.load(whole / "scan.npz")[0]

@@ -345,7 +345,7 @@ class Scan:
         patches: int,
         mesh: jax.sharding.Mesh,
     ):
-        self._mesh = mesh
+        self.mesh = mesh
         mine, all = PartitionSpec("data"), PartitionSpec()
 
         def one_device(
@@ -370,10 +370,10 @@ class Scan:
         def everywhere() -> State:
             one = start(units, **sizes)
             return jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (self._mesh.size, *x.shape)), one
+                lambda x: jnp.broadcast_to(x, (self.mesh.size, *x.shape)), one
             )
 
-        sharding = NamedSharding(self._mesh, PartitionSpec("data"))
+        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         return jax.jit(everywhere, out_shardings=sharding)()
 
 

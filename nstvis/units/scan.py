@@ -153,20 +153,8 @@ def run(
         ValueError: No image can be read.
         FloatingPointError: An activation is no finite number.
     """
-    about, source, mesh = subject.about, subject.sources[0], devices.mesh()
-    scan = maxima.Scan(
-        subject.forward,
-        {name: _reach(subject, name) for name in about.layers},
-        about.patches,
-        mesh,
-    )
-    state = scan.start(
-        sum(about.layers.values()),
-        pool=about.pool,
-        k=about.k,
-        classes=len(about.classes),
-        per_class=about.per_class,
-    )
+    about, source = subject.about, subject.sources[0]
+    scan, state = _started(subject)
     damaged = batches.Damaged(workdir / "damaged.txt")
     images = iter(
         batches.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
@@ -183,7 +171,7 @@ def run(
     ):
         state = checkpoints.restore(state, data=images)
         for step in range(done + 1, steps + 1):
-            part = devices.divided(next(images), mesh)
+            part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up
             state = scan.step(state, subject.params, part)
             wish = interruption.signal or int(checkpoints.due())
@@ -195,13 +183,35 @@ def run(
                 return None, wish
     if skipped := len(damaged.ids()):
         _log.warning("%d damaged images were skipped: %s", skipped, damaged.path)
-    found = maxima.gathered(state)
-    if not found.images:
+    return _checked(maxima.gathered(state), source), 0
+
+
+def _started(subject: Subject) -> tuple[maxima.Scan, maxima.State]:
+    """The compiled step for all devices, and the state before the first image."""
+    about = subject.about
+    scan = maxima.Scan(
+        subject.forward,
+        {name: _reach(subject, name) for name in about.layers},
+        about.patches,
+        devices.mesh(),
+    )
+    state = scan.start(
+        sum(about.layers.values()),
+        pool=about.pool,
+        k=about.k,
+        classes=len(about.classes),
+        per_class=about.per_class,
+    )
+    return scan, state
+
+
+def _checked(state: maxima.State, source: data.Source) -> maxima.State:
+    if not state.images:
         raise ValueError("no image can be read")
-    if found.broken != maxima.NOBODY:
-        id = source[int(found.broken)].id
+    if state.broken != maxima.NOBODY:
+        id = source[int(state.broken)].id
         raise FloatingPointError(f"an activation for {id} is not a finite number")
-    return found, 0
+    return state
 
 
 def _reach(subject: Subject, layer: str) -> tuple[int, int]:
