@@ -23,24 +23,23 @@ and the time that the loop spends in the iterator.
 import argparse
 import io
 import itertools
-import json
 import math
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks import turns
+from benchmarks.turns import Take
+
 BATCH = 128
 CLASSES = 200
-TURNS = 7
 # What is done, to which images, of what side in pixels, in turns of how many batches.
 STEPS = [("step", "noise", 48, 2), ("step", "noise", 64, 2)]
 INPUT = [
@@ -50,7 +49,6 @@ INPUT = [
     ("training", "photographs", 224, 3),
     ("evaluation", "photographs", 224, 3),
 ]
-Take = Callable[[int], None]
 
 
 def noise(size: int) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def noise(size: int) -> dict[str, Any]:
     return {"image": images, "label": rng.integers(0, CLASSES, BATCH, np.int32)}
 
 
-def jax_step(size: int) -> Take:
+def jax_step() -> Take:
     """Our step, compiled as the experiment compiles it."""
     import jax
     import jax.numpy as jnp
@@ -71,7 +69,7 @@ def jax_step(size: int) -> Take:
     from experiments.train import Config
     from nstvis import models, training
 
-    config, batch = Config(), noise(size)
+    config = Config()
     network = models.network(config.model, "random", classes=CLASSES, seed=0)
     optimizer = optax.chain(
         optax.add_decayed_weights(
@@ -89,9 +87,9 @@ def jax_step(size: int) -> Take:
     step = jax.jit(trainer.step, donate_argnums=0)
     state = jax.device_put(trainer.start())
 
-    def take(n: int) -> None:
+    def take(batches: Sequence[Any]) -> None:
         nonlocal state
-        for _ in range(n):
+        for batch in batches:
             state, _ = step(state, batch)
         jax.block_until_ready(state)
 
@@ -123,13 +121,12 @@ def torch_network(dropout: float):
     )
 
 
-def torch_step(size: int) -> Take:
+def torch_step() -> Take:
     """The same step in plain PyTorch."""
     import torch
     from torch.optim import swa_utils
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    batch = {name: torch.from_numpy(array) for name, array in noise(size).items()}
     network: Any = torch_network(0.5)
     network = network.to(memory_format=torch.channels_last)
     average = swa_utils.get_ema_multi_avg_fn(0.999)
@@ -142,11 +139,12 @@ def torch_step(size: int) -> Take:
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
 
-    def take(n: int) -> None:
-        for _ in range(n):
-            images = (batch["image"].permute(0, 3, 1, 2).float() - mean) / std
+    def take(batches: Sequence[Any]) -> None:
+        for batch in batches:
+            image, label = map(torch.from_numpy, (batch["image"], batch["label"]))
+            image = (image.permute(0, 3, 1, 2).float() - mean) / std
             optimizer.zero_grad()
-            objective(network(images), batch["label"].long()).backward()
+            objective(network(image), label.long()).backward()
             optimizer.step()
             averaged.update_parameters(network)
 
@@ -195,8 +193,8 @@ def taking(passes: Iterator[Any]) -> Take:
     """Takes batches of passes over the data, one after another."""
     found = itertools.chain.from_iterable(passes)
 
-    def take(n: int) -> None:
-        for _ in range(n):
+    def take(batches: Sequence[Any]) -> None:
+        for _ in batches:
             next(found)
 
     return take
@@ -271,51 +269,24 @@ def torch_input(task: str, kind: str, size: int) -> Take:
 
 
 def work(side: str, task: str, kind: str, size: int) -> None:
-    """A worker: takes as many batches as each line of its input says."""
+    """A worker."""
     if task == "step":
-        take = (jax_step if side == "ours" else torch_step)(size)
+        batches: Iterator[Any] = itertools.repeat(noise(size))
+        take = (jax_step if side == "ours" else torch_step)()
     else:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        batches = itertools.repeat(None)
         take = (our_input if side == "ours" else torch_input)(task, kind, size)
-    take(3)
-    print(json.dumps(0), flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        take(int(line))
-        seconds = time.perf_counter() - began
-        print(json.dumps(BATCH * int(line) / seconds), flush=True)
+    turns.serve(BATCH, batches, {task: take})
 
 
-def ask(worker: subprocess.Popen, line: str = "") -> float:
-    """Wakes a worker, sends it a line, waits for its answer, and stops it."""
-    assert worker.stdin is not None and worker.stdout is not None
-    worker.send_signal(signal.SIGCONT)
-    worker.stdin.write(line)
-    worker.stdin.flush()
-    answer = json.loads(worker.stdout.readline())
-    worker.send_signal(signal.SIGSTOP)
-    return answer
-
-
-def compare(task: str, kind: str, size: int, count: int) -> str:
+def row(task: str, kind: str, size: int, count: int) -> str:
     """One row of a table."""
-    command = [sys.executable, __file__, f"--case={task},{kind},{size}", "--worker"]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers, told = {}, {"ours": [], "torch": []}
-    try:
-        for side in told:
-            workers[side] = subprocess.Popen([*command, side], **pipes)
-            ask(workers[side])
-        for _ in range(TURNS):
-            for side, worker in workers.items():
-                told[side].append(ask(worker, f"{count}\n"))
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
-    ours, theirs = map(statistics.median, told.values())
-    speeds = [f"{statistics.median(s):.0f} / {max(s):.0f}" for s in told.values()]
-    return f"| {task} | {kind} | {size} | {' | '.join(speeds)} | {ours / theirs:.2f} |"
+    sides = {side: [task] for side in ("ours", "torch")}
+    told = turns.compare(__file__, f"{task},{kind},{size}", sides, count)
+    speeds = " | ".join(map(turns.both, told.values()))
+    ours, theirs = map(turns.median, told.values())
+    return f"| {task} | {kind} | {size} | {speeds} | {ours / theirs:.2f} |"
 
 
 def waiting(count: int = 4) -> str:
@@ -339,7 +310,7 @@ def waiting(count: int = 4) -> str:
         state = run.start()
         images: Any = run._images
         inputs = {"same": itertools.repeat(next(images)), "loop": timed(images)}
-        for turn in range(TURNS + 1):
+        for turn in range(turns.TURNS + 1):
             for name, run._images in inputs.items():
                 time.sleep(1)  # until what is made ahead is made
                 began = time.perf_counter()
@@ -360,7 +331,7 @@ def waiting(count: int = 4) -> str:
 def main() -> None:
     """Prints the tables, or is one of their workers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--case", default="", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.worker:
@@ -371,7 +342,7 @@ def main() -> None:
         print("\n| task | images | pixels | ours | torch | ratio |")
         print("|---|---|---|---|---|---|")
         for case in cases:
-            print(compare(*case), flush=True)
+            print(row(*case), flush=True)
     print(f"\n{waiting()}")
 
 
