@@ -1,0 +1,221 @@
+"""Backward pictures: a unit's activation, carried back to the pixels by a rule for ReLUs.
+
+`gradient` is the true one: it passes where the ReLU's input was above 0. `deconvnet`
+(Zeiler & Fergus 2013, arXiv:1311.2901) passes what is itself above 0, whatever the
+input was, and `guided` (Springenberg et al. 2015, arXiv:1412.6806) passes what both do.
+Everything else goes back by its own gradient: convolutions and dense layers by their
+transpose, max pooling to the first maximum of each window (the deconvnet's switches),
+batch norm as the scaling that it is after training, and local response normalisation
+by its derivative, of which the papers say nothing.
+
+    network = backprop.ruled(forward, "deconvnet")
+    backprop.pictures(network, params, "conv5", images, units, positions)
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import Literal as Constant
+
+from nstvis.errors import unknown
+from nstvis.models import Forward, Params
+
+RULES = ("gradient", "guided", "deconvnet")
+
+
+def ruled(forward: Forward, rule: str) -> Forward:
+    """The same network, but ReLUs are carried back by a rule.
+
+    A ReLU is what JAX sees as one: `jax.nn.relu(x)`, `jnp.maximum(x, 0)` or
+    `jnp.clip(x, 0)`, also in functions that are called.
+
+    Args:
+        forward: The network.
+        rule: One of `RULES`.
+
+    Returns:
+        A network of the same activations. It raises ValueError when it is called, if
+        `forward` has no ReLU, or anything else that bends and to which no rule applies:
+        never is the plain gradient given another name.
+
+    Raises:
+        ValueError: No such rule.
+    """
+    if rule not in RULES:
+        raise ValueError(unknown("rule", rule, RULES))
+    if rule == "gradient":
+        return forward
+
+    def network(params: Params, images: Array) -> dict[str, Array]:
+        names: list[str] = []
+        met: list[Array] = []
+
+        def trace(images: Array) -> list[Array]:
+            activations = forward(params, images)
+            names[:] = activations  # here, as JAX returns dicts sorted by key
+            return list(activations.values())
+
+        def relu(x: Array) -> Array:
+            met.append(x)
+            return _relu(x, rule == "guided")
+
+        program = jax.make_jaxpr(trace)(images)
+        weights = [_Value(x) for x in program.consts]
+        found = _walk(program.jaxpr, weights, [_Value(images, moves=True)], relu)
+        if not met:
+            raise ValueError(f"the network has no ReLU, which {rule} is a rule for")
+        return dict(zip(names, [x.array for x in found], strict=True))
+
+    return network
+
+
+def pictures(
+    forward: Forward,
+    params: Params,
+    layer: str,
+    images: Array,
+    units: Array,
+    positions: Array,
+    seed: Literal["activation", "one"] = "activation",
+) -> tuple[Array, Array]:
+    """Carries one unit's activation for each image back to its pixels.
+
+    Args:
+        forward: A network from `ruled`.
+        params: Its parameters.
+        layer: Whose activation.
+        images: float32 `[n, height, width, 3]`, RGB 0..255.
+        units: int `[n]`, a channel of the layer for each image.
+        positions: int `[n, 2]`, row and column in the layer's map; any if it has none.
+        seed: What is carried back: the activation, as the deconvnet does, or 1.
+
+    Returns:
+        The pictures `[n, height, width, 3]` around 0, and the activations `[n]`.
+    """
+
+    def activation(images: Array) -> Array:
+        x = forward(params, images)[layer]
+        one = jnp.arange(len(x))
+        if x.ndim == 2:
+            return x[one, units]
+        return x[one, positions[:, 0], positions[:, 1], units]
+
+    found, back = jax.vjp(activation, images)
+    (carried,) = back(found if seed == "activation" else jnp.ones_like(found))
+    return carried, found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _relu(x: Array, guided: bool) -> Array:
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array, guided: bool) -> tuple[Array, Array]:
+    return jnp.maximum(x, 0), x > 0 if guided else jnp.array(True)
+
+
+def _relu_backward(guided: bool, passed: Array, back: Array) -> tuple[Array]:
+    return (jnp.where(passed, jnp.maximum(back, 0), 0),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
+
+
+class _Value(NamedTuple):
+    array: Any
+    # Whether the images can change it.
+    moves: bool = False
+    # The number that all its elements are, as far as the program shows it.
+    constant: float | None = None
+
+
+def _walk(
+    jaxpr: Jaxpr,
+    weights: Sequence[_Value],
+    inputs: Sequence[_Value],
+    relu: Callable[[Array], Array],
+) -> list[_Value]:
+    """Evaluates a program with another ReLU."""
+    known: dict[Any, _Value] = {}
+    known.update(zip(jaxpr.constvars, weights, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> _Value:
+        if isinstance(atom, Constant):
+            return _Value(atom.val, constant=None if jnp.ndim(atom.val) else atom.val)
+        return known[atom]
+
+    for eqn in jaxpr.eqns:
+        results = _results(eqn, [read(atom) for atom in eqn.invars], relu)
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _results(
+    eqn: JaxprEqn, xs: list[_Value], relu: Callable[[Array], Array]
+) -> list[_Value]:
+    name, moves = eqn.primitive.name, any(x.moves for x in xs)
+    bent = _primitives(eqn) - PASSED if moves else set()
+    if bent == {"max"} == {name}:
+        if any(x.constant == 0 for x in xs):
+            (x,) = (x for x in xs if x.moves)
+            return [_Value(relu(x.array), moves=True)]
+        if any(x.constant == -math.inf for x in xs):  # softmax has it
+            bent = set()
+    if bent and name in CALLS:
+        (program,) = jaxprs_in_params(eqn.params)
+        return _walk(program, _weights(eqn), xs, relu)
+    if bent:
+        inside = "" if bent == {name} else f" inside of `{name}`"
+        raise ValueError(
+            f"the network has `{min(bent)}`{inside}, which no rule for ReLUs applies to:"
+            " where it is a ReLU, write it as jax.nn.relu(x)"
+        )
+    constant = xs[0].constant if name in KEEP_CONSTANT else None
+    return [_Value(x, moves, constant) for x in _evaluated(eqn, xs)]
+
+
+def _weights(call: JaxprEqn) -> list[_Value]:
+    """The constants of the program that is called."""
+    consts = [getattr(param, "consts", ()) for param in call.params.values()]
+    return [_Value(x) for x in itertools.chain(*consts)]
+
+
+def _evaluated(eqn: JaxprEqn, xs: list[_Value]) -> list[Array]:
+    """What an equation says, with its gradient."""
+    atoms = zip(eqn.invars, xs, strict=True)
+    inputs = {atom: x.array for atom, x in atoms if not isinstance(atom, Constant)}
+    alone = Jaxpr([], list(inputs), eqn.outvars, [eqn])
+    return jaxpr_as_fun(ClosedJaxpr(alone, []))(*inputs.values())
+
+
+def _primitives(eqn: JaxprEqn) -> set[str]:
+    """What an equation does, by the primitives of what it calls."""
+    called = [inner for jaxpr in jaxprs_in_params(eqn.params) for inner in jaxpr.eqns]
+    return set().union(*map(_primitives, called)) or {eqn.primitive.name}
+
+
+# What can be taken apart; not `custom_vjp_call`, as a gradient of its own would be lost.
+CALLS = {
+    *("checkpoint", "closed_call", "core_call", "jit", "pjit", "remat2"),
+    "custom_jvp_call",
+}
+KEEP_CONSTANT = {"broadcast_in_dim", "convert_element_type", "copy", "reshape"}
+# Linear, or smooth in what normalises, or a pooling: what goes back by its own gradient.
+PASSED = {
+    *("add", "add_any", "conv_general_dilated", "cumsum", "div", "dot_general", "mul"),
+    *("neg", "reduce_sum", "reduce_window", "reduce_window_sum", "sub"),
+    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p"),
+    *("dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "pad"),
+    *("reduce_precision", "reshape", "rev", "select_n", "slice", "split", "squeeze"),
+    *("transpose", "optimization_barrier", "sharding_constraint", "stop_gradient"),
+    *("exp", "integer_pow", "log", "pow", "rsqrt", "sqrt", "square"),
+    *("reduce_max", "reduce_window_max"),
+}
