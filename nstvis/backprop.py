@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.extend.core import Literal as Constant
 
 from nstvis.errors import unknown
@@ -178,22 +178,17 @@ def _results(
             f"the network has `{min(bent)}`{inside}, which no rule for ReLUs applies to:"
             " where it is a ReLU, write it as jax.nn.relu(x)"
         )
+    params = eqn.primitive.get_bind_params(eqn.params)
+    found = eqn.primitive.bind(*(x.array for x in xs), **params)
     constant = xs[0].constant if name in KEEP_CONSTANT else None
-    return [_Value(x, moves, constant) for x in _evaluated(eqn, xs)]
+    several = found if eqn.primitive.multiple_results else [found]
+    return [_Value(x, moves, constant) for x in several]
 
 
 def _weights(call: JaxprEqn) -> list[_Value]:
     """The constants of the program that is called."""
     consts = [getattr(param, "consts", ()) for param in call.params.values()]
     return [_Value(x) for x in itertools.chain(*consts)]
-
-
-def _evaluated(eqn: JaxprEqn, xs: list[_Value]) -> list[Array]:
-    """What an equation says, with its gradient."""
-    atoms = zip(eqn.invars, xs, strict=True)
-    inputs = {atom: x.array for atom, x in atoms if not isinstance(atom, Constant)}
-    alone = Jaxpr([], list(inputs), eqn.outvars, [eqn])
-    return jaxpr_as_fun(ClosedJaxpr(alone, []))(*inputs.values())
 
 
 def _primitives(eqn: JaxprEqn) -> set[str]:

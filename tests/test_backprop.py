@@ -1,0 +1,342 @@
+"""Tests of the backward pictures against NumPy, and of what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from nstvis import backprop, models
+
+# Stride and padding of the convolutions; a pooling is 3 x 3 with stride 2.
+LATER = {"conv2": (1, 2), "pool2": None} | dict.fromkeys(
+    ["conv3", "conv4", "conv5"], (1, 1)
+)
+CHAINS = {
+    "alexnet_small": {"conv1": (2, 3), "pool1": None} | LATER,
+    "alexnet": {"conv1": (4, 2), "pool1": None} | LATER,
+}
+SIZES = {"alexnet_small": 37, "alexnet": 71}
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype(np.float32)
+
+
+def random_network(model):
+    """A network with random biases, too, so that a third of the units are silent."""
+    forward, params = models.load(model, "random")
+    rng = np.random.default_rng(1)
+    for layer in params.values():
+        layer["bias"] = rng.normal(0, 0.2, layer["bias"].shape).astype(np.float32)
+    return forward, params
+
+
+class Deconvnet:
+    """Zeiler & Fergus's deconvnet, layer by layer, in float64."""
+
+    def __init__(self, model, params, image):
+        self.model, self.params, self.below, self.maps = model, params, {}, {}
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        self.std = 255 * np.array(std)
+        x = (image.astype(float) - 255 * np.array(mean)) / self.std
+        for name, how in CHAINS[model].items():
+            self.below[name] = x
+            x = self.pooled(x) if how is None else self.convolved(x, name, *how)
+            self.maps[name] = x
+
+    def windows(self, x, size, stride):
+        shape = [(n - size) // stride + 1 for n in x.shape[:2]]
+        for i, j in np.ndindex(*shape):
+            yield (
+                (i, j),
+                (
+                    slice(i * stride, i * stride + size),
+                    slice(j * stride, j * stride + size),
+                ),
+            )
+
+    def convolved(self, x, name, stride, pad):
+        kernel = self.params[name]["kernel"].astype(float)
+        x = np.pad(x, [(pad, pad), (pad, pad), (0, 0)])
+        found = {
+            place: np.tensordot(x[window], kernel, 3)
+            for place, window in self.windows(x, len(kernel), stride)
+        }
+        side = max(found)[0] + 1
+        y = np.stack(list(found.values())).reshape(side, side, -1)
+        return np.maximum(y + self.params[name]["bias"], 0)
+
+    def pooled(self, x):
+        found = [x[window].max((0, 1)) for _, window in self.windows(x, 3, 2)]
+        side = round(len(found) ** 0.5)
+        return np.stack(found).reshape(side, side, -1)
+
+    def projected(self, layer, unit, row, column):
+        chain = CHAINS[self.model]
+        back = np.zeros_like(self.maps[layer])
+        back[row, column, unit] = self.maps[layer][row, column, unit]
+        names = list(chain)
+        for name in reversed(names[: names.index(layer) + 1]):
+            how, below = chain[name], self.below[name]
+            if how is None:
+                back = self.unpooled(back, below)
+            else:
+                back = self.filtered(np.maximum(back, 0), name, below, *how)
+        return back / self.std
+
+    def unpooled(self, back, below):
+        placed = np.zeros_like(below)
+        for (i, j), window in self.windows(below, 3, 2):
+            cells = below[window].reshape(9, -1)
+            switches = np.unravel_index(cells.argmax(0), (3, 3))
+            np.add.at(
+                placed[window], (*switches, np.arange(len(back[i, j]))), back[i, j]
+            )
+        return placed
+
+    def filtered(self, back, name, below, stride, pad):
+        kernel = self.params[name]["kernel"].astype(float)
+        placed = np.pad(np.zeros_like(below), [(pad, pad), (pad, pad), (0, 0)])
+        for (i, j), window in self.windows(placed, len(kernel), stride):
+            placed[window] += kernel @ back[i, j]
+        return placed[pad : pad + below.shape[0], pad : pad + below.shape[1]]
+
+
+def strongest(activations):
+    """A channel for each image and where it is highest."""
+    n, _, columns, _ = activations.shape
+    units = np.argsort(-activations.max((0, 1, 2)))[:n]
+    maps = activations[np.arange(n), ..., units].reshape(n, -1)
+    return units, np.stack(np.divmod(maps.argmax(1), columns), 1)
+
+
+@pytest.mark.parametrize("model", CHAINS)
+def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
+    forward, params = random_network(model)
+    images = noise(2, SIZES[model], SIZES[model], 3)
+    network = backprop.ruled(forward, "deconvnet")
+    oracles = [Deconvnet(model, params, image) for image in images]
+    activations = forward(params, images)
+    for layer in LAYERS:
+        units, positions = strongest(np.asarray(activations[layer]))
+        found, scores = backprop.pictures(
+            network, params, layer, images, units, positions
+        )
+        for i, oracle in enumerate(oracles):
+            wanted = oracle.projected(layer, units[i], *positions[i])
+            assert np.abs(wanted).max() > 0
+            np.testing.assert_allclose(
+                found[i], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max()
+            )
+            wanted = oracle.maps[layer][*positions[i], units[i]]
+            np.testing.assert_allclose(scores[i], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["conv1_pre", "conv3", "pool5", "fc7", "fc8"])
+def test_gradient_is_the_gradient(layer):
+    forward, params = random_network("alexnet_small")
+    images = noise(2, 56, 56, 3)
+    shape = forward(params, images)[layer].shape
+    units, positions = jnp.array([3, 7]), jnp.array([[1, 0], [0, 1]])
+    network = backprop.ruled(forward, "gradient")
+    arguments = network, params, layer, images, units, positions
+    found, scores = backprop.pictures(*arguments, seed="one")
+    scaled, _ = backprop.pictures(*arguments)
+    for i in range(2):
+        place = (
+            (*map(int, positions[i]), int(units[i])) if len(shape) == 4 else units[i]
+        )
+
+        def activation(image, place=place):
+            return forward(params, image[None])[layer][0][place]
+
+        value, wanted = jax.value_and_grad(activation)(images[i])
+        largest = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(found[i], wanted, rtol=0, atol=1e-5 * largest)
+        np.testing.assert_allclose(scores[i], value, rtol=1e-4)
+        largest *= abs(float(value))
+        np.testing.assert_allclose(
+            scaled[i], value * wanted, rtol=0, atol=1e-4 * largest
+        )
+
+
+def test_the_rules_differ_on_the_network_that_is_shipped():
+    forward, params = models.load("alexnet_small", "bundled")
+    images = noise(1, 64, 64, 3)
+    units, positions = strongest(np.asarray(forward(params, images)["conv4"]))
+    found = {}
+    for rule in backprop.RULES:
+        network = backprop.ruled(forward, rule)
+        picture, score = backprop.pictures(
+            network, params, "conv4", images, units, positions
+        )
+        assert score[0] > 0
+        found[rule] = np.asarray(picture).ravel()
+    for one, other in [(0, 1), (0, 2), (1, 2)]:
+        a, b = found[backprop.RULES[one]], found[backprop.RULES[other]]
+        assert np.corrcoef(a, b)[0, 1] < 0.95
+
+
+# What comes back from above is 1, -2, 3, -4 times the images' colours' derivative.
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("gradient", [1, -2, 0, 0]),
+        ("guided", [1, 0, 0, 0]),
+        ("deconvnet", [1, 0, 3, 0]),
+    ],
+)
+def test_rules_on_a_single_relu(rule, wanted):
+    weights = jnp.array([1.0, -2, 3, -4])[None, None, None]
+
+    def forward(params, images):
+        return {"all": jnp.sum(jax.nn.relu(images) * params, -1, keepdims=True)}
+
+    images = jnp.array([1.0, 1, -1, -1])[None, None, None]
+    network = backprop.ruled(forward, rule)
+    arguments = network, weights, "all", images, jnp.array([0]), jnp.zeros((1, 2), int)
+    found, _ = backprop.pictures(*arguments, seed="one")
+    assert found.ravel().tolist() == wanted
+
+
+@jax.custom_jvp
+def own_rule(x):
+    return 2 * x
+
+
+own_rule.defjvp(lambda primals, tangents: (own_rule(*primals), 3 * tangents[0]))
+
+
+@jax.custom_vjp
+def hidden(x):
+    return jax.nn.relu(x)
+
+
+hidden.defvjp(lambda x: (hidden(x), x > 0), lambda passed, back: (back * passed,))
+NUMBERS = np.full((1, 1, 1, 3), 1.5, np.float32)
+RELUS = {
+    "jax.nn.relu": jax.nn.relu,
+    "nnx.relu": nnx.relu,
+    "maximum": lambda x: jnp.maximum(x, 0),
+    "turned maximum": lambda x: jnp.maximum(0.0, x),
+    "zeros": lambda x: jnp.maximum(x, jnp.zeros_like(x)),
+    "clip": lambda x: jnp.clip(x, 0),
+    "lax.max": lambda x: lax.max(x, jnp.float32(0)),
+    "in a jitted function": jax.jit(jax.nn.relu),
+    "in a remat": jax.checkpoint(lambda x: jax.nn.relu(x)),
+    "in a vmap": jax.vmap(jax.nn.relu),
+    "with numbers of its own": jax.jit(lambda x: jax.nn.relu(x * NUMBERS) / NUMBERS),
+}
+BENT = {
+    "where": lambda x: jnp.where(x > 0, x, 0),
+    "product": lambda x: x * (x > 0),
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "elu": jax.nn.elu,
+    "tanh": jnp.tanh,
+    "abs": lambda x: (x + abs(x)) / 2,
+    "another threshold": lambda x: jnp.maximum(x, 1),
+    "maxout": lambda x: jnp.maximum(x, -x),
+    "scan": lambda x: lax.scan(lambda y, _: (jax.nn.relu(y), None), x, length=1)[0],
+    "custom_vjp": hidden,
+}
+
+
+def two_layers(bend):
+    """A network of two layers with something between them."""
+
+    def forward(params, images):
+        x = bend(images @ params)
+        return {"first": x, "second": x @ params}
+
+    return forward
+
+
+def picture(forward, rule):
+    params = jnp.array([[1.0, -2, 0.5], [-1, 1, -1], [0.5, 1, -2]])
+    images = jnp.asarray(noise(2, 1, 1, 3) - 127)
+    network = backprop.ruled(forward, rule)
+    assert list(network(params, images)) == ["first", "second"]
+    arguments = network, params, "second", images, jnp.array([0, 2])
+    return backprop.pictures(*arguments, jnp.zeros((2, 2), int), seed="one")[0]
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
+@pytest.mark.parametrize("relu", RELUS)
+def test_every_relu_gets_the_rule(relu, rule):
+    forward = two_layers(RELUS[relu])
+    wanted = picture(two_layers(jax.nn.relu), rule)
+    assert not np.allclose(wanted, picture(forward, "gradient"))
+    np.testing.assert_allclose(picture(forward, rule), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
+@pytest.mark.parametrize("bend", BENT)
+@pytest.mark.parametrize("also", [True, False])
+def test_what_is_no_relu_is_refused(bend, rule, also):
+    def bent(x):
+        return BENT[bend](jax.nn.relu(x) - 1 if also else x)
+
+    with pytest.raises(ValueError, match="write it as jax.nn.relu"):
+        picture(two_layers(bent), rule)
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
+def test_a_network_without_relu_is_refused(rule):
+    with pytest.raises(ValueError, match=f"no ReLU, which {rule} is a rule for"):
+        picture(two_layers(lambda x: x), rule)
+
+
+def test_a_rule_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'guided'"):
+        backprop.ruled(two_layers(jax.nn.relu), "guidde")
+
+
+@pytest.mark.parametrize(
+    ("model", "pooling"),
+    [("alexnet_small", "max"), ("alexnet_small", "average"), ("zfnet", "max")],
+)
+def test_rules_change_no_activation(model, pooling):
+    options = {"pooling": pooling, "last": "pool5"}
+    forward, params = models.load(model, "random", **options)
+    images = noise(1, 80, 80, 3)
+    wanted = jax.jit(forward)(params, images)
+    found = jax.jit(backprop.ruled(forward, "deconvnet"))(params, images)
+    names = list(forward(params, images))
+    assert list(backprop.ruled(forward, "guided")(params, images)) == names
+    for name in names:
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def test_the_first_maximum_is_switched_in_any_max_pooling():
+    images = np.ones((1, 5, 5, 3), np.float32)
+
+    def forward(params, images):
+        x = jax.nn.relu(images)
+        return {"pool": nnx.max_pool(x, (3, 3), strides=(2, 2))}
+
+    network = backprop.ruled(forward, "deconvnet")
+    arguments = images, jnp.array([1]), jnp.array([[1, 0]])
+    found, _ = backprop.pictures(network, {}, "pool", *arguments)
+    assert np.argwhere(np.asarray(found[0])).tolist() == [[2, 0, 1]]
+
+
+def test_what_has_a_gradient_of_its_own_and_no_relu_keeps_it():
+    found = picture(two_layers(lambda x: own_rule(jax.nn.relu(x))), "guided")
+    wanted = picture(two_layers(jax.nn.relu), "guided")
+    np.testing.assert_allclose(found, 3 * wanted, rtol=1e-5)
+
+
+def test_softmax_and_normalisation_go_back_by_their_gradients():
+    def forward(params, images):
+        x = jax.nn.relu(images @ params)
+        x = x / jnp.sqrt(1 + jnp.mean(x**2, -1, keepdims=True))
+        return {"first": x, "second": jax.nn.softmax(x)}
+
+    found = picture(forward, "guided")
+    assert np.isfinite(found).all() and np.abs(found).max() > 0
