@@ -7,7 +7,7 @@
 Reads what `--experiment=units` left in the folder `atlas`, or scans the unit's layer in
 the same way first. Prints the unit's filter, stride and receptive field, why its patches
 are as small as they are, why there are nine, and which they are; leaves them in
-`unit.png`.
+`unit.png`, beside their backward pictures.
 """
 
 import dataclasses
@@ -67,8 +67,9 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     _, about = scan_file.load(folder / "scan.npz")
     for line in _explained(unit, about):
         logger.info("%s", line)
-    patches = [np.asarray(patch) for patch in unit.patches()]
-    images.write(workdir / "unit.png", sheets.block(np.stack(patches), 128, 4))
+    shown = [unit.patches(), *unit.panels().values()]
+    blocks = [sheets.block(np.stack([*map(np.asarray, x)]), 128, 4) for x in shown]
+    images.write(workdir / "unit.png", sheets.row(blocks, 8))
     logger.info("%s", workdir / "unit.png")
     return 0
 

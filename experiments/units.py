@@ -27,8 +27,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from nstvis import devices, images
-from nstvis.units import atlas, maxima, patches, scan, scan_file, sheets
+from nstvis import backprop, devices, images
+from nstvis.errors import unknown
+from nstvis.units import (
+    atlas,
+    maxima,
+    patches,
+    projections,
+    scan,
+    scan_file,
+    sheets,
+)
 from nstvis.units.table import Layer, Table, save
 
 logger = logging.getLogger(__name__)
@@ -60,6 +69,8 @@ class Config:
     patches_per_image: int = 1
     # Leaves out patches that look like one that is there already.
     suppress: bool = True
+    # Backward pictures beside the patches: deconvnet, guided or gradient; none if empty.
+    backward: str = "deconvnet"
     # Strongest images of each class to keep in units.npz.
     per_class: int = 1
     # Images in a batch.
@@ -111,6 +122,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
 
 
 def _subject(config: Config) -> scan.Subject:
+    if config.backward and config.backward not in backprop.RULES:
+        raise ValueError(unknown("backward picture", config.backward, backprop.RULES))
     for name in ("size", "k", "patches_per_image", "batch"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} should be at least 1")
@@ -162,6 +175,7 @@ def _draw(
             top = layer.top.picked(picked, about.k)
             layers[name] = dataclasses.replace(layer, top=top)
             drawn[name] = np.stack(cut)
+    projected = _project(config, subject, layers, drawn, pictures)
     table = Table(
         layers=layers,
         fields={name: _field(subject, name) for name in layers},
@@ -177,10 +191,40 @@ def _draw(
         },
     )
     save(workdir / "units.npz", table)
-    _write_sheets(workdir / "sheets", layers, drawn, config.seed)
-    atlas.write(workdir, table, drawn, _small(layers, pictures))
+    _write_sheets(workdir / "sheets", layers, drawn, projected, config)
+    panels = {config.backward: projected} if projected else {}
+    atlas.write(workdir, table, drawn, _small(layers, pictures), panels)
     for name in ("index.html", "sheets", "units.npz", "scan.npz"):
         logger.info("%s", workdir / name)
+
+
+def _project(
+    config: Config,
+    subject: scan.Subject,
+    layers: Mapping[str, Layer],
+    drawn: Mapping[str, np.ndarray],
+    pictures: patches.Pictures,
+) -> dict[str, dict[int, np.ndarray]]:
+    """The patches' backward pictures, by layer and unit; none if none are wanted."""
+    if not config.backward:
+        return {}
+    network = backprop.ruled(subject.forward, config.backward)
+    projected = {name: np.full_like(drawn[name], patches.GREY) for name in layers}
+    winners = sum((layer.top.image >= 0).sum() for layer in layers.values())
+    with _bar(int(winners), f"pictures by {config.backward}") as bar:
+        for name, layer in layers.items():
+            for units, ranks, cells in projections.project(
+                network,
+                subject.params,
+                name,
+                layer,
+                subject.fields[name],
+                pictures,
+                config.batch,
+            ):
+                projected[name][units, ranks] = cells
+                bar.update(len(cells))
+    return {name: dict(enumerate(cells)) for name, cells in projected.items()}
 
 
 def _bar(total: int, what: str) -> tqdm:
@@ -193,18 +237,20 @@ def _write_sheets(
     folder: pathlib.Path,
     layers: Mapping[str, Layer],
     drawn: Mapping[str, np.ndarray],
-    seed: int,
+    projected: Mapping[str, Mapping[int, np.ndarray]],
+    config: Config,
 ) -> None:
     folder.mkdir(exist_ok=True)
     for name, layer in layers.items():
         units = len(layer.mean)
-        nine = sheets.representative(layer, drawn[name], 9, seed)
+        nine = sheets.representative(layer, drawn[name], 9, config.seed)
         every = list(range(units))
         pages = {f"{name}_all.png": (every, 32, math.ceil(math.sqrt(units)))}
         if nine:
             pages[f"{name}.png"] = nine, 64, 3
         for file, how in pages.items():
-            images.write(folder / file, sheets.sheet(name, drawn[name], *how))
+            page = sheets.sheet(name, drawn[name], *how, projected.get(name))
+            images.write(folder / file, page)
 
 
 def _field(subject: scan.Subject, layer: str) -> tuple[int, int, int]:

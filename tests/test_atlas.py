@@ -55,6 +55,23 @@ def colour(layer, unit, slot):
     return 40 + 80 * layer, 10 + 6 * unit, 20 + 25 * slot
 
 
+def panel_colour(unit, slot):
+    return 250 - 25 * slot, 240 - 5 * unit, 200
+
+
+def panel_of(units, n, side):
+    """Pictures of one colour each."""
+    return {
+        unit: np.stack(
+            [
+                np.full((side, side, 3), panel_colour(unit, slot), np.uint8)
+                for slot in range(n)
+            ]
+        )
+        for unit in units
+    }
+
+
 def picture_colour(image):
     return 250 - 2 * image, 40, 20 + 3 * image
 
@@ -223,6 +240,7 @@ def test_a_second_atlas_replaces_the_first_and_nothing_else(folder, given, tmp_p
     atlas.write(tmp_path, few, patches, {3: pictures[3]})
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     ours = {"index.html", "atlas/table.js", "atlas/0.js", "atlas/0-0.webp"}
+    ours |= {"atlas/panels.js"}
     assert left == ours | {"atlas/pictures/3.png", "units.npz"}
     assert atlas.Atlas(tmp_path).layers == {"conv1": 5}
 
@@ -290,6 +308,51 @@ def test_names_of_files_need_not_be_text(given, tmp_path):
     assert (winner.image, winner.label) == (f"\udcff/\u2028/{image}", None)
 
 
+@pytest.fixture(scope="module")
+def panels(given, tmp_path_factory):
+    """An atlas with a panel for all units, and one for some that was added to it."""
+    folder = tmp_path_factory.mktemp("panels")
+    layers = {"conv1": panel_of(range(5), 9, 7), "fc": panel_of(range(6), 9, 64)}
+    atlas.write(folder, *given, {"deconvnet": layers})
+    atlas.add(folder, "features", {"block/2 ü": panel_of([1, 33], 4, 16)})
+    atlas.add(folder, "features", {"block/2 ü": panel_of([2, 34], 1, 20)})
+    return folder
+
+
+def test_panels_are_read_and_the_newest_of_a_title_counts(panels):
+    read = atlas.Atlas(panels)
+    wanted = [("conv1", 4, "deconvnet", 9, 7), ("fc", 0, "deconvnet", 9, 64)]
+    wanted += [("block/2 ü", unit, "features", 1, 20) for unit in (2, 34)]
+    for layer, number, title, n, side in wanted:
+        found = read.unit(layer, number).panels()
+        assert list(found) == [title]
+        assert [picture.size for picture in found[title]] == [(side, side)] * n
+        for slot, picture in enumerate(found[title]):
+            difference = np.array(picture) - panel_colour(number, slot)
+            assert np.abs(difference).max() <= (0 if side <= 32 else 12)
+    assert read.unit("block/2 ü", 33).panels() == {}
+    assert len(read.unit("conv1", 4).patches()) == 9
+
+
+def test_panels_that_do_not_fit_are_refused(folder, panels, tmp_path):
+    good = panel_of([0], 1, 7)
+    with pytest.raises(FileNotFoundError, match="holds no atlas"):
+        atlas.add(tmp_path, "features", {"conv1": good})
+    for layer, pictures, message in [
+        ("conv7", good, "no layer 'conv7'"),
+        ("conv1", panel_of([5], 1, 7), "no unit 5 in conv1"),
+        ("conv1", panel_of([0], 1, 7) | panel_of([1], 1, 8), "of one size"),
+        ("conv1", {0: good[0].astype(float)}, "should be uint8"),
+        ("conv1", {0: good[0][0]}, "should be uint8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            atlas.add(panels, "new", {layer: pictures})
+    with pytest.raises(ValueError, match="letters and digits"):
+        atlas.add(panels, "../x", {"conv1": good})
+    titles = [set(atlas.Atlas(panels).unit("conv1", i).panels()) for i in range(5)]
+    assert titles == [{"deconvnet"}] * 5
+
+
 def test_wrong_patches_are_refused(given, tmp_path):
     table, patches, _ = given
     for wrong in (
@@ -306,7 +369,7 @@ def test_wrong_patches_are_refused(given, tmp_path):
     k = 1100
     layer = layer_of(0, 1, k, 7, 0, 60)
     cells = {"conv1": np.zeros((1, k, 7, 7, 3), np.uint8)}
-    with pytest.raises(ValueError, match="1100 patches of 7 pixels are too many"):
+    with pytest.raises(ValueError, match="1100 pictures of 7 pixels are too many"):
         atlas.write(tmp_path, table_of({"conv1": layer}, [], 60), cells, {})
     assert not any(tmp_path.iterdir())
 
@@ -818,6 +881,44 @@ def test_sorts(page, folder, given):
     page.go("#conv1")
     page.shows("#name", "conv1")
     assert numbers(page)[:2] == [3, 0]
+
+
+def choose(page, menu, name):
+    change = f"(x.value = '{name}', x.dispatchEvent(new Event('change')))"
+    page.each(menu, change)
+
+
+def test_panels_are_shown_instead_of_the_patches_and_beside_them(page, folder, panels):
+    page.window(height=1500)
+    page.open(folder)
+    assert page.js("document.querySelector('#kinds').hidden")
+    page.open(panels)
+    assert page.each("#shown option") == ["patches", "deconvnet", "features"]
+    places = [inside(page.box("#units canvas", 4), 3, slot) for slot in range(9)]
+    for kind, of in (
+        ("deconvnet", panel_colour),
+        ("patches", lambda unit, slot: colour(0, unit, slot)),
+    ):
+        choose(page, "#shown", kind)
+        points = {p: of(4, slot) for slot in range(9) for p in places[slot]}
+        page.looks(points)
+    # Of a layer that has none, the patches are shown.
+    choose(page, "#shown", "features")
+    page.looks({p: colour(0, 4, slot) for slot in range(9) for p in places[slot]})
+    page.go(address("block/2 ü"))
+    page.shows("#name", "block/2 ü")
+    for unit in (2, 3):
+        x, y = inside(page.box("#units canvas", unit), 1, 0)[-1]
+        page.looks({(x, y): panel_colour(2, 0) if unit == 2 else PAPER["light"]})
+    page.go(address("conv1", 2))
+    page.shows("#title", "conv1 / 2")
+    assert page.each(".panel h3") == ["deconvnet"]
+    for slot in range(9):
+        left, top, width, height = page.box(".panel canvas", slot)
+        page.looks({(left + width / 2, top + height / 2): panel_colour(2, slot)})
+    page.go(address("block/2 ü", 33))
+    page.shows("#title", "block/2 ü / 33")
+    assert page.each(".panel h3") == []
 
 
 def search(page, wanted):

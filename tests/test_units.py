@@ -8,10 +8,12 @@ import jax
 import launcher
 import numpy as np
 import pytest
+from PIL import Image
 from test_runs import finish, start, start_hosts
 
 from nstvis import batches, data, models
 from nstvis.units import scan_file, table
+from nstvis.units.atlas import Atlas
 
 SIZE, IMAGES, BATCH = 32, 200, 16
 LAYERS = ("conv1", "conv3", "fc8")
@@ -21,6 +23,7 @@ COMMAND = [
     f"--config.size={SIZE}",
     f"--config.batch={BATCH}",
     "--config.checkpoint_every=0",
+    "--config.backward=",
 ]
 WHOLE = [*COMMAND, f"--config.split=train[:{IMAGES}]"]
 
@@ -232,6 +235,25 @@ def test_a_network_of_one_s_own_works_the_day_it_is_written(tmp_path):
     }
 
 
+def test_backward_pictures_are_beside_the_patches(tmp_path):
+    command = [f for f in WHOLE if f.split("=")[0] not in "--config.backward"]
+    workdir = tmp_path / "run"
+    flags = "--config.backward=guided", "--config.split=train[:40]", "--config.k=4"
+    finish(start(*command[:4], *flags, f"--workdir={workdir}"))
+    atlas = Atlas(workdir)
+    for layer, count in atlas.layers.items():
+        for number in range(0, count, 9):
+            unit = atlas.unit(layer, number)
+            patches, projected = unit.patches(), unit.panels()["guided"]
+            assert [x.size for x in projected] == [x.size for x in patches]
+            for winner, picture in zip(unit.top, projected, strict=True):
+                contrast = np.abs(np.asarray(picture).astype(int) - 127).max()
+                assert (contrast > 100) == (winner.score > 0 or layer == "fc8")
+        with Image.open(workdir / f"sheets/{layer}.png") as sheet:
+            # Two blocks of 2 x 2 patches of 64 pixels for each unit.
+            assert sheet.width > 3 * 2 * 2 * 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -239,6 +261,7 @@ def test_a_network_of_one_s_own_works_the_day_it_is_written(tmp_path):
         (["--config.dataset=folder:nowhere"], "nowhere"),
         (["--config.k=0"], "k should be at least 1"),
         (["--config.size=8"], "too small"),
+        (["--config.backward=guidde"], "did you mean 'guided'?"),
         (["--config.merge=nowhere"], "nowhere"),
     ],
 )

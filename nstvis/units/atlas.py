@@ -2,8 +2,10 @@
 
 `index.html` is the same in every atlas; what it shows lies in the folder `atlas`:
 `table.js`, the layers and classes; `N.js`, the units of layer N; `N-C.webp`, the patches
-of its C-th sixteen units, a row each; and `pictures`, the whole images. A `.js` file is
-one assignment of JSON: a page that is opened from disk may load scripts, but no JSON.
+of its C-th sixteen units, a row each; and `pictures`, the whole images. `panels.js` lists
+what else is shown of units, such as their backward pictures, in files like those of the
+patches, `TITLE-N-C.webp`. A `.js` file is one assignment of JSON: a page that is opened
+from disk may load scripts, but no JSON.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,8 @@ _BLOCK = 16  # WebP compresses squares of this side: no two patches may share on
 _LOSSLESS = 32  # side up to which patches are kept exactly
 _STRONGEST = 8  # classes shown of a unit
 _LONGEST = 16383  # WebP's limit on a side
+# Layer to unit to its pictures.
+Panel = Mapping[str, Mapping[int, np.ndarray]]
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"\x89PNG": ".png"}
 
 
@@ -35,6 +39,7 @@ def write(
     table: Table,
     patches: Mapping[str, np.ndarray],
     pictures: Mapping[int, bytes],
+    panels: Mapping[str, Panel] | None = None,
 ) -> None:
     """Writes `index.html` and `atlas`, in place of those of an earlier call.
 
@@ -47,6 +52,7 @@ def write(
             `Layer.top`: uint8 `[units, k, side, side, 3]`. Asked for once a layer.
         pictures: Index of an image in `Layer.top` or `Layer.least` to the whole image,
             as the network sees it, in a JPEG, WebP or PNG file. Others go without.
+        panels: What else is shown of units, by title; see `add`.
 
     Raises:
         ValueError: Patches or pictures are not what they should be.
@@ -73,6 +79,9 @@ def write(
             "about": list(table.about.items()),
         }
         _put_script(new / "table.js", "var atlas", content)
+        _put_script(new / "panels.js", "atlas.panels", [])
+        for title, panel in (panels or {}).items():
+            _add(new, list(table.layers), title, panel)
         _put(new / page.name, pathlib.Path(__file__).with_suffix(".html").read_bytes())
         # Where there is a page, all that it shows is there.
         page.unlink(missing_ok=True)
@@ -81,6 +90,50 @@ def write(
         os.replace(old / page.name, page)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
+    """Shows more of units in an atlas that is there, in place of what has that title.
+
+    Args:
+        folder: The atlas's.
+        title: Of letters and digits.
+        panel: Layer to unit to its pictures, uint8 `[n, side, side, 3]`; as many and as
+            large for each unit of a layer.
+
+    Raises:
+        FileNotFoundError: There is no atlas in the folder.
+        ValueError: It has no such layer or unit, or the pictures are not what they
+            should be.
+        OSError: A file cannot be written; it is named.
+    """
+    there = Atlas(folder)
+    for layer, pictures in panel.items():
+        for unit in pictures:
+            there.unit(layer, unit)
+    _add(pathlib.Path(folder) / "atlas", list(there.layers), title, panel)
+
+
+def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) -> None:
+    if not title.isalnum():
+        raise ValueError(f"the title {title!r} should be of letters and digits")
+    script, listed = folder / "panels.js", {}
+    for layer, pictures in panel.items():
+        number = layers.index(layer)
+        shapes = {(picture.shape, picture.dtype) for picture in pictures.values()}
+        if len(shapes) != 1:
+            raise ValueError(f"{layer}: {title} should have pictures of one size")
+        shape, dtype = shapes.pop()
+        if dtype != np.uint8 or len(shape) != 4 or shape[1:] != (shape[1],) * 2 + (3,):
+            raise ValueError(f"{layer}: {title} should be uint8 [n, side, side, 3]")
+        listed[number] = _geometry(*shape[:2]) | {"units": sorted(pictures)}
+        for chunk in {unit // _ROWS for unit in pictures}:
+            units, empty = range(chunk * _ROWS, (chunk + 1) * _ROWS), np.zeros(shape)
+            rows = np.stack([pictures.get(unit, empty) for unit in units])
+            encoded = _sprite(rows.astype(np.uint8), listed[number]["pitch"])
+            _put(folder / f"{title}-{number}-{chunk}.webp", encoded)
+    others = [known for known in _json(script) if known["title"] != title]
+    _put_script(script, "atlas.panels", [*others, {"title": title, "layers": listed}])
 
 
 class Winner(NamedTuple):
@@ -95,6 +148,23 @@ class Winner(NamedTuple):
     box: tuple[int, int, int, int]
     # The file of the whole image.
     picture: pathlib.Path | None
+
+
+class _Cells(NamedTuple):
+    """Where pictures lie in a file."""
+
+    path: pathlib.Path
+    count: int
+    side: int
+    pitch: int
+    row: int
+
+    def read(self) -> list[Image.Image]:
+        with Image.open(self.path) as sprite:
+            whole, top = sprite.convert("RGB"), self.row * self.pitch
+        lefts = [slot * self.pitch for slot in range(self.count)]
+        side = self.side
+        return [whole.crop((x, top, x + side, top + side)) for x in lefts]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,13 +187,16 @@ class Unit:
     dead: bool
     # Names of the classes of the highest mean activations, and these.
     strongest: list[tuple[str, float]]
-    _cells: tuple[pathlib.Path, list[tuple[int, int, int, int]]]
+    _patches: _Cells
+    _panels: dict[str, _Cells]
 
     def patches(self) -> list[Image.Image]:
         """The patches of `top`, RGB; compressed with loss if larger than 32 pixels."""
-        path, boxes = self._cells
-        with Image.open(path) as sprite:
-            return [sprite.convert("RGB").crop(box) for box in boxes]
+        return self._patches.read()[: len(self.top)]
+
+    def panels(self) -> dict[str, list[Image.Image]]:
+        """What else there is of it, by title, such as `deconvnet`."""
+        return {title: cells.read() for title, cells in self._panels.items()}
 
 
 class Atlas:
@@ -169,19 +242,26 @@ class Atlas:
         place, geometry = list(self.layers).index(layer), self._table[layer]
         content = self._content(f"{place}.js")
         known, images = dict(content["units"][number]), content["images"]
-        side, pitch = geometry["side"], geometry["pitch"]
-        chunk, row = divmod(number, geometry["rows"])
-        boxes = [
-            (slot * pitch, row * pitch, slot * pitch + side, row * pitch + side)
-            for slot, winner in enumerate(known["top"])
-            if winner
-        ]
+        panels = {
+            panel["title"]: self._cells(
+                panel["layers"][str(place)], number, f"{panel['title']}-{place}"
+            )
+            for panel in self._read("panels.js")
+            if number in panel["layers"].get(str(place), {"units": []})["units"]
+        }
         for part in ("top", "least"):
             known[part] = [self._winner(images, x) for x in known[part] if x]
         known["favourite"] = self._class(known["favourite"])
         known["strongest"] = [(self.classes[i], x) for i, x in known["strongest"]]
-        cells = self._folder / f"{place}-{chunk}.webp", boxes
-        return Unit(layer=layer, number=number, _cells=cells, **known)
+        patches = self._cells(geometry, number, str(place))
+        return Unit(
+            layer=layer, number=number, _patches=patches, _panels=panels, **known
+        )
+
+    def _cells(self, geometry: Mapping[str, int], unit: int, files: str) -> _Cells:
+        chunk, row = divmod(unit, geometry["rows"])
+        path = self._folder / f"{files}-{chunk}.webp"
+        return _Cells(path, geometry["k"], geometry["side"], geometry["pitch"], row)
 
     def _winner(self, images: Mapping[str, Any], winner: Sequence[Any]) -> Winner:
         score, index, top, left, bottom, right = winner
@@ -194,11 +274,7 @@ class Atlas:
         return self.classes[label] if 0 <= label < len(self.classes) else None
 
     def _read(self, name: str) -> Any:
-        path = self._folder / name
-        try:
-            return json.loads(path.read_text().partition(" = ")[2].rstrip(";\n"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        return _json(self._folder / name)
 
 
 def _write_layer(
@@ -218,11 +294,10 @@ def _write_layer(
             f"the patches of {name} should be uint8 [{units}, {k}, side, side, 3], not"
             f" {cells.dtype} {list(cells.shape)}"
         )
-    pitch = side + -side % _BLOCK
-    if k * pitch > _LONGEST:
-        raise ValueError(f"{name}: {k} patches of {side} pixels are too many for a row")
-    for chunk, encoded in enumerate(_sprites(cells, pitch)):
-        _put(folder / f"{number}-{chunk}.webp", encoded)
+    geometry = _geometry(k, side)
+    for chunk in range(-(-units // _ROWS)):
+        rows = cells[chunk * _ROWS : (chunk + 1) * _ROWS]
+        _put(folder / f"{number}-{chunk}.webp", _sprite(rows, geometry["pitch"]))
     used = np.unique(np.r_[layer.top.image.ravel(), layer.least.image.ravel()])
     images = {int(i): [*table.examples[i], files.get(i)] for i in used if i >= 0}
     described = _units(layer)
@@ -233,27 +308,28 @@ def _write_layer(
         "units": units,
         "dead": sum(unit["dead"] for unit in described),
         "field": [int(n) for n in table.fields[name]],
-        "k": k,
-        "side": side,
-        "pitch": pitch,
-        "rows": _ROWS,
+        **geometry,
     }
 
 
-def _sprites(cells: np.ndarray, pitch: int) -> Iterator[bytes]:
-    """Files of patches; each patch's edges go on to the end of its last block."""
+def _geometry(k: int, side: int) -> dict[str, Any]:
+    """How pictures lie in a file, `k` for each unit."""
+    pitch = side + -side % _BLOCK
+    if k * pitch > _LONGEST:
+        raise ValueError(f"{k} pictures of {side} pixels are too many for a row")
+    return {"k": k, "side": side, "pitch": pitch, "rows": _ROWS}
+
+
+def _sprite(cells: np.ndarray, pitch: int) -> bytes:
+    """A file of pictures; each one's edges go on to the end of its last block."""
     side = cells.shape[2]
-    for first in range(0, len(cells), _ROWS):
-        edge = (0, pitch - side)
-        some = cells[first : first + _ROWS]
-        some = np.pad(some, [(0, 0), (0, 0), edge, edge, (0, 0)], "edge")
-        units, k = some.shape[:2]
-        rows = some.swapaxes(1, 2).reshape(units * pitch, k * pitch, 3)
-        file, lossless = io.BytesIO(), side <= _LOSSLESS
-        Image.fromarray(rows).save(
-            file, "WEBP", quality=90, method=2, lossless=lossless
-        )
-        yield file.getvalue()
+    edge = (0, pitch - side)
+    cells = np.pad(cells, [(0, 0), (0, 0), edge, edge, (0, 0)], "edge")
+    units, k = cells.shape[:2]
+    rows = cells.swapaxes(1, 2).reshape(units * pitch, k * pitch, 3)
+    file, lossless = io.BytesIO(), side <= _LOSSLESS
+    Image.fromarray(rows).save(file, "WEBP", quality=90, method=2, lossless=lossless)
+    return file.getvalue()
 
 
 def _units(layer: Layer) -> list[dict[str, Any]]:
@@ -300,6 +376,13 @@ def _suffix(index: int, encoded: bytes) -> str:
         if encoded.startswith(start):
             return suffix
     raise ValueError(f"the picture of image {index} is neither JPEG nor WebP nor PNG")
+
+
+def _json(script: pathlib.Path) -> Any:
+    try:
+        return json.loads(script.read_text().partition(" = ")[2].rstrip(";\n"))
+    except ValueError as error:
+        raise ValueError(f"{script} is damaged: {error}") from error
 
 
 def _put_script(path: pathlib.Path, target: str, content: Any) -> None:

@@ -30,10 +30,13 @@ class Pictures:
     Args:
         sources: The data sets.
         size: Side of the images, in pixels.
+
+    Attributes:
+        size: That side.
     """
 
     def __init__(self, sources: Sequence[Source], size: int):
-        self._sources, self._size = sources, size
+        self._sources, self.size = sources, size
         # About 600 MB.
         keep = max(256, 600_000_000 // (3 * size * size))
         self._centred = functools.lru_cache(keep)(self._fetch)
@@ -47,7 +50,7 @@ class Pictures:
         return self._centred(int(index))
 
     def _fetch(self, index: int) -> np.ndarray:
-        return np.asarray(batches.centred(self.example(index), self._size))
+        return np.asarray(batches.centred(self.example(index), self.size))
 
     def example(self, index: int) -> Example:
         """What the data set has there.
@@ -194,6 +197,12 @@ def fitted(patch: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+def drawn_side(layer: Layer, fields: Fields) -> int:
+    """Side at which a layer's patches are drawn, in pixels: that of the largest field."""
+    units = range(len(layer.mean))
+    return min(DRAWN, max(max(fields.size(unit)) for unit in units))
+
+
 def cut(
     layer: Layer, fields: Fields, pictures: Pictures, k: int, suppress: bool
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -210,10 +219,8 @@ def cut(
         For each unit the picked candidates' numbers, at most `k`, and uint8
         `[k, side, side, 3]`: the patches at one size, grey where there is none.
     """
-    top = layer.top
-    units = range(len(top.score))
-    side = min(DRAWN, max(max(fields.size(unit)) for unit in units))
-    for unit in units:
+    top, side = layer.top, drawn_side(layer, fields)
+    for unit in range(len(top.score)):
 
         @functools.cache
         def patch(rank: int, unit: int = unit) -> np.ndarray:

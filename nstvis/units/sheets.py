@@ -1,7 +1,7 @@
 """Units as pictures: blocks of patches, as the lecture draws them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -32,9 +32,16 @@ def block(patches: np.ndarray, side: int, gap: int = 2) -> Image.Image:
 
 
 def sheet(
-    layer: str, patches: np.ndarray, units: Sequence[int], side: int, columns: int
+    layer: str,
+    patches: np.ndarray,
+    units: Sequence[int],
+    side: int,
+    columns: int,
+    projected: Mapping[int, np.ndarray] | None = None,
 ) -> Image.Image:
     """Blocks of units, each with its name below it.
+
+    With backward pictures they are blocks in pairs, as in Zeiler & Fergus's Figure 2.
 
     Args:
         layer: The units' layer.
@@ -42,10 +49,22 @@ def sheet(
         units: Which units to draw.
         side: At which a patch is drawn, in pixels.
         columns: Blocks in a row.
+        projected: The units' backward pictures; drawn to the patches' left.
     """
-    blocks = [block(patches[unit], side) for unit in units]
+    parts = [projected, patches] if projected else [patches]
+    blocks = [row([block(part[unit], side) for part in parts], 4) for unit in units]
     names = [f"{layer}:{unit}" for unit in units]
     return images.sheet(blocks, names, columns, max(8, side // 3), PAPER)
+
+
+def row(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures of one height side by side, with `gap` pixels between them."""
+    width = sum(picture.width + gap for picture in pictures) - gap
+    joined, left = Image.new("RGB", (width, pictures[0].height), PAPER), 0
+    for picture in pictures:
+        joined.paste(picture, (left, 0))
+        left += picture.width + gap
+    return joined
 
 
 def representative(

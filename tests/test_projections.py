@@ -1,0 +1,157 @@
+"""Backward pictures of winners, through windows and through the whole image alike."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_patches import Noise
+
+from nstvis import backprop, models
+from nstvis.units import patches, projections
+from nstvis.units.receptive_fields import receptive_fields
+from nstvis.units.table import Layer, Winners
+
+SIZE = 96
+
+
+def network(layer="conv2"):
+    return models.load("alexnet_small", "bundled", last=layer)
+
+
+def images_of(pictures, indices):
+    return np.stack([pictures[i] for i in indices]).astype(np.float32)
+
+
+def layer_of(forward, params, name, pictures, places):
+    """A layer whose winners are at those places, whether they win or not.
+
+    The i-th place is in image i % 3; its unit is the strongest one there.
+    """
+    images, ranks = np.arange(len(places)) % 3, np.arange(len(places))
+    activations = np.asarray(forward(params, images_of(pictures, images))[name])
+    positions = np.array(places) % activations.shape[1]
+    there = activations[ranks, *positions.T]
+    units, shape = there.argmax(1), (there.shape[1], len(places))
+    fields = receptive_fields(forward, params, SIZE, SIZE)[name]
+    image = np.full(shape, -1, np.int32)
+    score, position = np.zeros(shape, np.float32), np.zeros((*shape, 2), np.int32)
+    image[units, ranks], score[units, ranks] = images, there.max(1)
+    position[units, ranks] = positions
+    box = fields.boxes(np.arange(shape[0])[:, None].repeat(shape[1], 1), position)
+    top = Winners(score=score, image=image, position=position, box=box)
+    none = dict.fromkeys(
+        [field.name for field in dataclasses.fields(Layer)], np.zeros((shape[0], 1))
+    )
+    return Layer(**none | {"top": top}), fields
+
+
+def brute_force(forward, params, name, winner, pictures):
+    """The gradient for the whole image, cut out and scaled."""
+    unit, image, position, box, (rows, columns) = winner
+
+    def activation(image):
+        return forward(params, image[None])[name][0, *position, unit]
+
+    value, gradient = jax.value_and_grad(activation)(images_of(pictures, [image])[0])
+    picture = np.asarray(value * gradient)
+    seen = picture[rows][:, columns]
+    largest = np.quantile(np.abs(seen), 0.99)
+    scaled = np.clip(picture / largest, -1, 1)
+    padded = np.pad(scaled, [(SIZE, SIZE), (SIZE, SIZE), (0, 0)])
+    top, left, bottom, right = np.array(box) + SIZE
+    return 127 + 127 * padded[top:bottom, left:right]
+
+
+PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2", "conv3"])
+@pytest.mark.parametrize("rule", ["gradient", "deconvnet"])
+def test_a_window_is_as_good_as_the_image(name, rule):
+    forward, params = network("conv3")
+    ruled = backprop.ruled(forward, rule)
+    pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
+    layer, fields = layer_of(forward, params, name, pictures, PLACES)
+    field = max(max(fields.size(unit)) for unit in range(64))
+    side = projections.window(ruled, params, field, fields.stride, SIZE)
+    assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
+    seen = set()
+    for found in projections.project(ruled, params, name, layer, fields, pictures, 1):
+        for unit, rank, cell in zip(*found, strict=True):
+            seen.add((unit, rank))
+            place = layer.top.position[unit, rank]
+            winner = (
+                *(unit, layer.top.image[unit, rank], place),
+                *(layer.top.box[unit, rank], fields.support(unit, *place)),
+            )
+            wanted = brute_force(ruled, params, name, winner, pictures)
+            assert cell.shape == wanted.shape
+            np.testing.assert_allclose(cell, wanted, atol=1)
+    assert seen == set(zip(*np.nonzero(layer.top.image >= 0)))
+    assert len(seen) == len(PLACES)
+
+
+def placed(forward, params, images):
+    """Not the same network everywhere: brighter to the right of the image."""
+    weight = jnp.linspace(0.5, 1.5, images.shape[2])[None, None, :, None]
+    return forward(params, images * weight)
+
+
+def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
+    forward, params = network()
+    forward = functools.partial(placed, forward)
+    ruled = backprop.ruled(forward, "guided")
+    pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
+    layer, fields = layer_of(forward, params, "conv2", pictures, [(9, 9)])
+    parts = projections.project(ruled, params, "conv2", layer, fields, pictures, 1)
+    (((unit,), (rank,), (cell,)),) = parts
+    place = layer.top.position[unit, rank]
+    box, support = layer.top.box[unit, rank], fields.support(unit, *place)
+    winner = unit, layer.top.image[unit, rank], place, box, support
+    wanted = brute_force(ruled, params, "conv2", winner, pictures)
+    np.testing.assert_allclose(cell, wanted, atol=1)
+
+
+def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
+    forward, params = models.load("alexnet_small", "bundled", last="fc6")
+    ruled = backprop.ruled(forward, "deconvnet")
+    pictures = patches.Pictures([Noise(3, size=40)], 40)
+    fields = receptive_fields(forward, params, 40, 40)["fc6"]
+    scores = np.asarray(forward(params, images_of(pictures, [0]))["fc6"])[0]
+    count, silent = len(scores), int(scores.argmin())
+    assert scores[silent] == 0
+    none = np.zeros((count, 1))
+    layer = Layer(
+        **dict.fromkeys([field.name for field in dataclasses.fields(Layer)], none)
+        | {
+            "top": Winners(
+                score=scores[:, None],
+                image=np.zeros((count, 1), np.int32),
+                position=np.zeros((count, 1, 2), np.int32),
+                box=np.tile(np.int32([0, 0, 40, 40]), (count, 1, 1)),
+            )
+        }
+    )
+    found = np.zeros((count, 40, 40, 3), np.uint8)
+    parts = projections.project(ruled, params, "fc6", layer, fields, pictures, 32)
+    for units, _, cells in parts:
+        found[units] = cells
+    assert (found[silent] == patches.GREY).all()
+    loud = found[int(scores.argmax())].astype(int) - patches.GREY
+    assert np.abs(loud).max() == 127
+
+
+def test_networks_that_take_no_small_images_get_larger_windows():
+    forward, params = models.load("alexnet_small", "random")
+    side = projections.window(forward, params, 7, 2, SIZE)
+    assert side < SIZE and side % 2 == 0
+    with pytest.raises(ValueError, match="too small"):
+        jax.eval_shape(forward, params, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
+
+    def fixed(params, images):
+        return {"all": images.reshape(-1, SIZE * SIZE * 3)}
+
+    assert projections.window(fixed, {}, 7, 2, SIZE) == SIZE
