@@ -4,11 +4,13 @@ A unit's activation depends on its receptive field alone, so it is carried back 
 window of the image that holds the field rather than through the whole image.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from nstvis import backprop
 from nstvis.models import Forward, Params
@@ -48,11 +50,6 @@ def project(
     field = max(max(fields.size(unit)) for unit in range(len(top.score)))
     small = window(network, params, field, fields.stride, size)
 
-    @jax.jit
-    def carried(params, images, *where):
-        images = images.astype(jnp.float32)
-        return backprop.pictures(network, params, name, images, *where)
-
     def carry(some: np.ndarray, side: int) -> tuple[np.ndarray, ...]:
         unit, rank = units[some], ranks[some]
         firsts = _first(top.box[unit, rank, :2], fields.stride, size, side)
@@ -61,7 +58,7 @@ def project(
             for i, (y, x) in zip(top.image[unit, rank], firsts, strict=True)
         ]
         positions = top.position[unit, rank] - firsts // max(1, fields.stride)
-        found = carried(params, np.stack(parts), unit, positions)
+        found = _carried(network, name)(params, np.stack(parts), unit, positions)
         return firsts, *map(np.asarray, found)
 
     count = min(len(units), batch * (size // small) ** 2)
@@ -87,6 +84,19 @@ def project(
             for picture, first, u, r in winners
         ]
         yield units[some], ranks[some], np.stack(cells)
+
+
+@functools.lru_cache(1)
+def _carried(network: Forward, layer: str) -> Callable[..., tuple[Array, Array]]:
+    """`backprop.pictures`, compiled."""
+
+    def carried(
+        params: Params, images: Array, units: Array, places: Array
+    ) -> tuple[Array, Array]:
+        images = images.astype(jnp.float32)
+        return backprop.pictures(network, params, layer, images, units, places)
+
+    return jax.jit(carried)
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:
