@@ -38,6 +38,8 @@ ARGUMENTS = {
         "--config.split=validation[:100]",
         "--config.weights=random",
     ],
+    "sanity": ["--config.images=3", "--config.units=1", "--config.size=40"],
+    "correspondence": ["--config.count=3", "--config.draws=1"],
 }
 FILES = {
     "style": ["G.png", "film.png", "loss.png", "metrics.jsonl"],
@@ -50,6 +52,12 @@ FILES = {
     "evaluate": ["accuracy.json"],
     "units": ["index.html", "sheets", "units.npz", "scan.npz"],
     "explain_unit": ["unit.png"],
+    "sanity": ["sanity.png", "sanity.csv"],
+    "correspondence": [
+        "correspondence.txt",
+        "correspondence.csv",
+        "correspondence.png",
+    ],
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nstvis import data
-from nstvis.data import primitives
+from nstvis.data import _faces, primitives
 from nstvis.data.primitives import KINDS, SPLITS, draw, example
 
 SEEDS = range(25)
@@ -50,11 +50,40 @@ def test_an_example_depends_on_seed_split_and_index_alone():
 
 
 def test_every_kind_has_its_share_of_every_split():
-    assert len(KINDS) >= 24
+    assert len(KINDS) == 31
     for split, count in SPLITS.items():
         for place, kind in enumerate(KINDS):
             assert example(0, split, place * count)[0] == kind
             assert example(0, split, (place + 1) * count - 1)[0] == kind
+
+
+OLD_KINDS = """
+    edge, corner, shade, blobs, bar, cross, grating, fine lines, plaid, checkerboard,
+    grid, honeycomb, dots, circle left, circle right, rings, spiral, wheel, text,
+    flower, star, triangle, waves, noise, fur, eye, fence, keyboard, ripples, zebra
+"""
+
+
+# Seed and place in `train` to `x`, and to the colour at row 20, column 40, in 1.0.0.
+RELEASED = {
+    (0, 0): (28.317, (204, 197, 212)),
+    (0, 3001): (23.025, (174, 83, 144)),
+    (0, 5999): (35.078, (41, 6, 26)),
+    (3, 0): (27.789, (110, 14, 13)),
+    (3, 3001): (21.707, (65, 71, 43)),
+    (3, 5999): (37.812, (98, 38, 109)),
+}
+
+
+def test_a_kind_that_came_later_changed_no_earlier_picture(monkeypatch):
+    assert list(KINDS)[:30] == " ".join(OLD_KINDS.split()).split(", ")
+    now = [example(seed, "train", index) for seed, index in RELEASED]
+    for (_, image, parameters), (x, color) in zip(now, RELEASED.values()):
+        assert parameters["x"] == x
+        np.testing.assert_allclose(image.getpixel((40, 20)), color, atol=1)
+    monkeypatch.delitem(KINDS, "face")
+    before = [example(seed, "train", index) for seed, index in RELEASED]
+    assert [x[1].tobytes() for x in now] == [x[1].tobytes() for x in before]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,6 +160,57 @@ def test_as_many_petals_spokes_and_points_as_they_say(kind, parameter, reach, se
     assert lowest == parameters[parameter]
 
 
+# Faces.
+
+
+def face_without(seed, part, monkeypatch):
+    """A face, and the same with a part too thin to be seen, which keeps its colour."""
+    whole, parameters = drawn("face", seed)
+    everything = _faces.painted
+
+    def painted(parts):
+        light, ink = parts[part]
+        return everything(dict(parts) | {part: (1e-12 * light, 1e-12 * ink)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_faces, "painted", painted)
+        return whole, drawn("face", seed)[0], parameters
+
+
+@pytest.mark.parametrize("part", ["left eye", "right eye", "nose", "mouth"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_face_s_box_holds_its_part_and_nothing_beside_it(part, seed, monkeypatch):
+    whole, bare, parameters = face_without(seed, part, monkeypatch)
+    rows, columns = np.nonzero((whole != bare).any(-1))
+    found = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    # A third of a pixel of paint may be lost in rounding, but only on the border.
+    top, left, bottom, right = parameters["boxes"][part]
+    assert top <= found[0] <= top + 1 and left <= found[1] <= left + 1
+    assert bottom - 1 <= found[2] <= bottom and right - 1 <= found[3] <= right
+
+
+@quick
+@given(st.integers(0, 2**32))
+def test_a_face_has_its_parts_where_faces_do(seed):
+    _, parameters = _faces.face(np.random.default_rng(seed))
+    boxes = {name: np.array(box) for name, box in parameters["boxes"].items()}
+    assert list(boxes) == ["left eye", "right eye", "nose", "mouth"]
+    for top, left, bottom, right in boxes.values():
+        assert 0 <= top < bottom <= 64 and 0 <= left < right <= 64
+    middle = {name: (box[:2] + box[2:]) / 2 for name, box in boxes.items()}
+    assert middle["left eye"][1] < middle["nose"][1] < middle["right eye"][1]
+    eyes = middle["left eye"][0], middle["right eye"][0]
+    assert max(eyes) < middle["nose"][0] < middle["mouth"][0]
+
+
+def test_no_two_boxes_of_a_face_overlap():
+    for index in range(30 * SPLITS["train"], 31 * SPLITS["train"]):
+        taken = np.zeros((64, 64), int)
+        for top, left, bottom, right in example(0, "train", index)[2]["boxes"].values():
+            taken[top:bottom, left:right] += 1
+        assert taken.max() == 1
+
+
 # As a data set.
 
 
@@ -174,6 +254,17 @@ def test_the_default_is_seed_0_in_the_cache_folder(small, tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(data.load("primitives", "validation")) == len(KINDS)
     assert (tmp_path / "nstvis" / "tfds" / "primitives" / "0").is_dir()
+
+
+def test_what_an_older_release_drew_is_drawn_again(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        older.delitem(KINDS, "face")
+        version = primitives.tfds.core.Version("1.0.0")
+        older.setattr(primitives.Primitives, "VERSION", version)
+        assert len(data.load("primitives", "train", str(tmp_path))) == 60
+    source = data.load("primitives", "train", str(tmp_path))
+    assert len(source) == 62
+    assert source.classes[-1] == "face"
 
 
 def test_unknown_seeds_are_refused():

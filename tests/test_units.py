@@ -69,7 +69,7 @@ def test_the_table_says_what_was_found(whole, activations):
     found = table.load(whole / "units.npz")
     assert list(found.layers) == list(LAYERS)
     assert found.images == IMAGES
-    assert len(found.classes) == 30
+    assert len(found.classes) == 31
     source = data.load("primitives", f"train[:{IMAGES}]")
     for name, layer in found.layers.items():
         highest = activations[name].reshape(IMAGES, -1, len(layer.mean)).max(1)

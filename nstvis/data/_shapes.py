@@ -3,7 +3,8 @@
 A shape is a list of masks, the lowest first, and the parameters that it was drawn with.
 Masks are arrays [FINE, FINE] of samples, 0 (clear) to 1 (painted). Parameters are in
 pixels, x to the right and y down from the top left corner, and in degrees,
-counter-clockwise. An `angle` is the direction in which lines run.
+counter-clockwise. An `angle` is the direction in which lines run. New kinds come last: the
+pictures of those before them stay what they are.
 """
 
 import math
@@ -16,6 +17,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 
+from nstvis.data._faces import face
 from nstvis.data._geometry import (
     FINE,
     SAMPLES,
@@ -376,3 +378,6 @@ def zebra(rng: Generator) -> Shape:
     period, bend = rng.uniform(7, 14), rng.uniform(6, 14)
     bent = left + bend * smooth_noise(rng, 3)
     return [wave(bent / period, 6.0)], at | {"period": period, "bend": bend}
+
+
+kind(face)

@@ -1,4 +1,4 @@
-"""Drawn pictures of what units of a ConvNet look for: edges, textures, shapes, text.
+"""Drawn pictures of what units of a ConvNet look for: edges, textures, shapes, text, faces.
 
 The kinds are those that Andrew Ng's lecture "What are deep ConvNets learning?" points
 out in Zeiler & Fergus 2013 (arXiv:1311.2901), and their like. Nothing is downloaded.
@@ -71,9 +71,10 @@ def example(
 
 
 class Primitives(tfds.core.GeneratorBasedBuilder):
-    """Edges, textures and shapes, drawn from a seed."""
+    """Edges, textures, shapes and faces, drawn from a seed."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "Faces, the thirty-first kind."}
     # Nothing is downloaded; else TFDS looks for checksums beside this file.
     url_infos: ClassVar = {}
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=seed) for seed in SEEDS]
