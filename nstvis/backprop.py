@@ -210,6 +210,7 @@ PASSED = {
     *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p"),
     *("dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "pad"),
     *("reduce_precision", "reshape", "rev", "select_n", "slice", "split", "squeeze"),
+    *("stack", "tile"),
     *("transpose", "optimization_barrier", "sharding_constraint", "stop_gradient"),
     *("exp", "integer_pow", "log", "pow", "rsqrt", "sqrt", "square"),
     *("reduce_max", "reduce_window_max"),

@@ -334,7 +334,7 @@ def test_what_has_a_gradient_of_its_own_and_no_relu_keeps_it():
 
 def test_softmax_and_normalisation_go_back_by_their_gradients():
     def forward(params, images):
-        x = jax.nn.relu(images @ params)
+        x = jnp.stack([jax.nn.relu(images @ params)] * 2).mean(0)
         x = x / jnp.sqrt(1 + jnp.mean(x**2, -1, keepdims=True))
         return {"first": x, "second": jax.nn.softmax(x)}
 

@@ -40,6 +40,13 @@ ARGUMENTS = {
     ],
     "sanity": ["--config.images=3", "--config.units=1", "--config.size=40"],
     "correspondence": ["--config.count=3", "--config.draws=1"],
+    "occlusion": [
+        "--config.image=demo",
+        "--config.size=48",
+        "--config.stride=12",
+        "--config.square=11",
+    ],
+    "invariance": ["--config.image=demo", "--config.size=32"],
 }
 FILES = {
     "style": ["G.png", "film.png", "loss.png", "metrics.jsonl"],
@@ -53,6 +60,8 @@ FILES = {
     "units": ["index.html", "sheets", "units.npz", "scan.npz"],
     "explain_unit": ["unit.png"],
     "sanity": ["sanity.png", "sanity.csv"],
+    "occlusion": ["occlusion.png", "occlusion.csv"],
+    "invariance": ["invariance.png", "invariance.csv"],
     "correspondence": [
         "correspondence.txt",
         "correspondence.csv",
