@@ -47,6 +47,12 @@ ARGUMENTS = {
         "--config.square=11",
     ],
     "invariance": ["--config.image=demo", "--config.size=32"],
+    "features": ["--config.units=conv1:1", "--config.size=40", "--config.steps=2"],
+    "reconstruct": [
+        "--config.size=48",
+        "--config.steps=2",
+        "--config.layers=conv1,conv2",
+    ],
 }
 FILES = {
     "style": ["G.png", "film.png", "loss.png", "metrics.jsonl"],
@@ -62,6 +68,8 @@ FILES = {
     "sanity": ["sanity.png", "sanity.csv"],
     "occlusion": ["occlusion.png", "occlusion.csv"],
     "invariance": ["invariance.png", "invariance.csv"],
+    "features": ["conv1.png", "features.csv"],
+    "reconstruct": ["reconstruct.png", "reconstruct.csv", "loss.png"],
     "correspondence": [
         "correspondence.txt",
         "correspondence.csv",

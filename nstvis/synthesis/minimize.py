@@ -27,7 +27,7 @@ class State(NamedTuple):
 
     Attributes:
         step: Steps done, a scalar.
-        canvas: The picture, `[1, height, width, 3]`, 0..255.
+        canvas: The picture, `[1, height, width, 3]`, 0..255, or what it is drawn from.
         optimizer: The optimiser's state.
         best: The canvas with the lowest loss so far.
         best_loss: That loss.
@@ -104,8 +104,15 @@ def smooth_gradient(power: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))
 
 
+def within_range(canvas: Array) -> Array:
+    """The nearest picture: a canvas of pixels clipped to 0..255."""
+    return jnp.clip(canvas, 0, 255)
+
+
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    project: Callable[[Array], Array] = within_range,
 ) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
     """Returns the jitted step; its first argument is donated.
 
@@ -118,6 +125,7 @@ def make_step(
     Args:
         objective: Maps a canvas, data and a key to a loss and a dict of metrics.
         optimizer: Any optax transformation.
+        project: What is done to a canvas that has moved, to make it a valid one.
     """
 
     update = optax.with_extra_args_support(optimizer).update
@@ -136,7 +144,7 @@ def make_step(
             grad=gradient,
             value_fn=lambda canvas: objective(canvas, data, key)[0],
         )
-        moved = jnp.clip(state.canvas + state.damping * jnp.asarray(updates), 0, 255)
+        moved = project(state.canvas + state.damping * jnp.asarray(updates))
         better = sound & (loss < state.best_loss)
         following = State(
             step=state.step + 1,
@@ -153,6 +161,22 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
+def batched(
+    step: Callable[[State, Any, Array], tuple[State, Metrics]], data_axes: Any
+) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
+    """Returns the step of many canvases at once, each with a loss of its own.
+
+    It takes `jax.vmap(start)`'s states, data and a key for each canvas; best picture,
+    damping and metrics are each canvas's own.
+
+    Args:
+        step: `make_step`'s.
+        data_axes: Axes of the data along which the canvases lie, as `jax.vmap` wants
+            them; None for what they share.
+    """
+    return jax.jit(jax.vmap(step, (0, data_axes, 0)), donate_argnums=0)
+
+
 def minimize(
     step: Callable[[State, Any, Array], tuple[State, Metrics]],
     state: State,
@@ -167,7 +191,8 @@ def minimize(
         step's metrics, both still on the device and perhaps still being computed.
 
     Raises:
-        FloatingPointError: The loss stayed non-finite whatever the step's length.
+        FloatingPointError: The loss, in a batch every loss, stayed non-finite whatever
+            the step's length.
     """
     flying: collections.deque[Metrics] = collections.deque()
     for _ in steps:
@@ -182,7 +207,7 @@ def minimize(
 
 def _land(flying: collections.deque[Metrics]) -> None:
     """Waits for the oldest step in flight."""
-    if float(flying.popleft()["damping"]) < SMALLEST_DAMPING:
+    if np.max(flying.popleft()["damping"]) < SMALLEST_DAMPING:
         raise FloatingPointError(
             "the loss is not finite, however small the step: check the weights, and"
             " lower the learning rate or the loss weights"

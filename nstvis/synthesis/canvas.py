@@ -1,0 +1,80 @@
+"""Canvases: the numbers that are optimised, and the picture that they draw.
+
+Both kinds have colours whose components are uncorrelated in natural images, squeezed
+into 0..255 by a sigmoid, so that gradient descent needs no bounds (Olah, Mordvintsev &
+Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007, whose
+constants these are).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+# A square root of the covariance of the colours of ImageNet's pixels, RGB 0..1; the
+# columns: light, blue to orange, green to magenta.
+_COLOR_ROOT = np.array(
+    [[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32
+)
+COLORS = _COLOR_ROOT / np.linalg.norm(_COLOR_ROOT, axis=0).max()
+
+DEVIATION = 0.01  # of the noise at the start
+
+
+class Canvas(NamedTuple):
+    """A way to write pictures down.
+
+    Attributes:
+        shape: Of the numbers that are optimised.
+        draw: Maps them to a picture, `[1, height, width, 3]`, RGB 0..255.
+    """
+
+    shape: tuple[int, ...]
+    draw: Callable[[Array], Array]
+
+    def start(self, key: Array) -> Array:
+        """A nearly grey canvas."""
+        return DEVIATION * jax.random.normal(key, self.shape)
+
+
+def pixels(height: int, width: int) -> Canvas:
+    """Every pixel's components of colour."""
+    return Canvas((1, height, width, 3), colored)
+
+
+def fourier(height: int, width: int) -> Canvas:
+    """Fourier coefficients over their frequency: equal steps for all scales.
+
+    Natural images have amplitudes of 1/f. The picture is periodic.
+    """
+    scale = spectrum_scale(height, width)[None, :, :, None]
+
+    def draw(canvas: Array) -> Array:
+        spectrum = scale * jax.lax.complex(canvas[..., 0], canvas[..., 1])
+        return colored(jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2)))
+
+    return Canvas((1, height, width // 2 + 1, 3, 2), draw)
+
+
+KINDS = {"fourier": fourier, "pixels": pixels}
+
+
+def spectrum_scale(height: int, width: int) -> np.ndarray:
+    """Factors on the coefficients of `rfft2`, float32 `[height, width // 2 + 1]`.
+
+    sqrt(height width) / 4 f, with frequencies f in cycles per pixel, at least those of
+    one cycle in the longer side.
+    """
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    frequencies = np.maximum(np.hypot(rows, columns), 1 / max(height, width))
+    return (np.sqrt(height * width) / (4 * frequencies)).astype(np.float32)
+
+
+def colored(components: Array) -> Array:
+    """RGB 0..255 from uncorrelated components of colour, `[..., 3]`; grey from 0."""
+    # Accelerators would round to 8 bits here, which is seen.
+    mixed = jnp.einsum("...c,rc->...r", components, COLORS, precision="highest")
+    return 255 * jax.nn.sigmoid(mixed)

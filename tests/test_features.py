@@ -1,0 +1,406 @@
+"""Pictures that units want to see: against closed forms, and through the launcher."""
+
+import csv
+import dataclasses
+import logging
+import signal
+
+import jax
+import jax.numpy as jnp
+import launcher
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import features as experiment
+from nstvis import devices, images, models
+from nstvis.synthesis import canvas, features
+from nstvis.units import maxima as running
+from nstvis.units import scan_file, table
+
+STILL = features.Settings(
+    canvas="pixels",
+    size=6,
+    steps=40,
+    learning_rate=1.0,
+    jitter=0,
+    scale=0,
+    rotate=0,
+    tv=0,
+)
+NETWORK = """
+from flax import nnx
+from nstvis.layers import Chain, conv
+
+def build(*, pooling, last, rngs, classes=3):
+    layers = {"conv1": conv(3, 5, 3, stride=2, rngs=rngs), "conv2": conv(5, 7, 3, rngs=rngs)}
+    return Chain(layers | {"logits": lambda x: x.mean((1, 2))[:, :3]}, last)
+"""
+QUICK = [
+    "--config.weights=random",
+    "--config.size=12",
+    "--config.steps=3",
+    "--config.chunk=3",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(cache):
+    """Most searches here run the same program."""
+    devices.keep_compiled()
+    compilation_cache.reset_cache()  # JAX looks only once whether there is one
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def settings(**changes):
+    return dataclasses.replace(STILL, **changes)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The path of a network of two convolutions."""
+    path = tmp_path_factory.mktemp("models") / "two.py"
+    path.write_text(NETWORK)
+    return str(path)
+
+
+def find(forward, params, layer, how, units, chunk):
+    search = features.Search(forward, params, layer, how, chunk)
+    *_, last = search.run(units)
+    return search.found(last, units)
+
+
+def linear(weights, images):
+    """Units that are linear in the pixels: off by 100 at grey, as a ReLU sees it."""
+    flat = (images - 127.5).reshape(len(images), -1) @ weights.T - 100
+    return {"lin_pre": flat, "lin": jax.nn.relu(flat), "dead": jax.nn.relu(flat)}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return np.random.default_rng(0).normal(size=(3, 6 * 6 * 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", canvas.KINDS)
+def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it(
+    weights, kind
+):
+    """The optimum of w (x - 127.5) - l2 mean((x / 255 - 0.5)^2), for x in 0..255."""
+    pixels, units = weights.shape[1], [2, 0]
+    l2 = float(255 * pixels * abs(weights).max() / 0.6)
+    how = settings(canvas=kind, l2=l2, steps=300, learning_rate=0.1)
+    found = find(linear, weights, "lin", how, units, 2)
+    for unit, (picture, activation) in zip(units, found):
+        expected = 127.5 + 255 * 255 * pixels * weights[unit] / (2 * l2)
+        np.testing.assert_allclose(picture.ravel(), expected, atol=3)
+        # Of the picture as it is written, and after the ReLU.
+        seen = (picture.ravel() - 127.5) @ weights[unit] - 100
+        assert activation == pytest.approx(seen, rel=1e-4)
+
+
+def test_a_relu_that_is_off_has_a_gradient_before_it_alone(weights):
+    on, off = (
+        find(linear, weights, name, settings(steps=10), [1], 3)[0].activation
+        for name in ("lin", "dead")
+    )
+    assert on > 0
+    assert off == 0
+
+
+def conv_network(network):
+    return models.load(network, "random")
+
+
+def objective_of(network, layer, picture, unit, **changes):
+    """The loss of a canvas that draws `picture`, whatever its numbers."""
+    forward, params = conv_network(network)
+    drawing = canvas.Canvas((1,), lambda numbers: jnp.asarray(picture) + 0 * numbers[0])
+    objective = features.make_objective(forward, layer, drawing, settings(**changes))
+    data, key = (params, jnp.int32(unit)), jax.random.key(0)
+    loss, _ = jax.jit(objective)(jnp.zeros(1), data, key)
+    seen = jax.jit(forward)(params, picture)
+    return float(loss), {name: np.asarray(x) for name, x in seen.items()}
+
+
+def test_the_objective_is_the_activation_at_the_middle_or_the_mean(network):
+    picture = np.random.default_rng(1).uniform(0, 255, (1, 11, 14, 3)).astype("float32")
+    loss, seen = objective_of(network, "conv2", picture, 4)
+    assert seen["conv2"].shape[1:3] == (6, 7)
+    assert loss == pytest.approx(-seen["conv2_pre"][0, 3, 3, 4], rel=1e-5)
+    loss, seen = objective_of(network, "conv2", picture, 4, objective="channel")
+    assert loss == pytest.approx(-seen["conv2_pre"][0, ..., 4].mean(), rel=1e-5)
+    for objective in features.OBJECTIVES:
+        loss, seen = objective_of(network, "logits", picture, 2, objective=objective)
+        assert loss == pytest.approx(-seen["logits"][0, 2], rel=1e-5)
+
+
+def test_penalties_are_added(network):
+    picture = np.random.default_rng(1).uniform(0, 255, (1, 9, 8, 3)).astype("float32")
+    without, _ = objective_of(network, "conv1", picture, 0)
+    both, _ = objective_of(network, "conv1", picture, 0, l2=100.0, tv=1000.0)
+    small = picture / 255
+    squares = sum((np.diff(small, axis=axis) ** 2).sum() for axis in (1, 2))
+    expected = 100 * ((small - 0.5) ** 2).mean() + 1000 * squares / small.size
+    assert both - without == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_unit_s_picture_depends_on_its_seed_and_on_nothing_beside_it(network):
+    forward, params = conv_network(network)
+
+    def paint(units, chunk, **changes):
+        how = features.Settings(size=12, steps=4, **changes)
+        return find(forward, params, "conv2", how, units, chunk)
+
+    whole, padded = paint(range(3), 3), paint([2], 2)
+    np.testing.assert_array_equal(padded[0].picture, whole[2].picture)
+    assert padded[0].activation == whole[2].activation
+    assert np.any(paint(range(3), 3, seed=1)[2].picture != whole[2].picture)
+    assert len({found.picture.tobytes() for found in whole}) == 3
+
+
+def test_a_unit_without_a_finite_loss_spoils_no_other(weights):
+    def broken(weights, images):
+        no_number = jnp.array([[0, jnp.nan, 0]])
+        return {name: x + no_number for name, x in linear(weights, images).items()}
+
+    found = find(broken, weights, "lin", settings(steps=30), [0, 1, 2], 3)
+    sound = find(linear, weights, "lin", settings(steps=30), [0, 1, 2], 3)
+    for unit in (0, 2):
+        np.testing.assert_array_equal(found[unit].picture, sound[unit].picture)
+    assert np.isnan(found[1].activation)
+    with pytest.raises(FloatingPointError, match="check the weights"):
+        find(broken, weights, "lin", settings(steps=30), [1], 3)
+
+
+def test_a_search_climbs(network):
+    forward, params = conv_network(network)
+    how = features.Settings(size=12, steps=1)
+    low, high = (
+        find(forward, params, "conv2", dataclasses.replace(how, steps=n), range(3), 3)
+        for n in (1, 40)
+    )
+    for before, after in zip(low, high):
+        assert after.activation > before.activation
+
+
+# The experiment.
+
+
+def test_units_are_named_alone_or_by_layer():
+    counts = {"conv1": 3, "a:b": 2}
+    parse = experiment.parse_units
+    assert parse("conv1:1", counts) == {"conv1": [1]}
+    assert parse("conv1:2, conv1:0,conv1:2", counts) == {"conv1": [0, 2]}
+    assert parse("a:b:*,conv1:1", counts) == {"a:b": [0, 1], "conv1": [1]}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("conv1", "should be LAYER:NUMBER or LAYER"),
+        ("conv1:x", "should be LAYER:NUMBER or LAYER"),
+        ("", "should be LAYER:NUMBER or LAYER"),
+        ("cnv1:0", "did you mean 'conv1'"),
+        ("conv1:3", "no unit conv1:3: there are 0 to 2"),
+    ],
+)
+def test_wrong_units_are_refused_with_advice(text, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.parse_units(text, {"conv1": 3})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective": "chanel"}, "did you mean 'channel'"),
+        ({"canvas": "pixel"}, "did you mean 'pixels'"),
+        ({"steps": 0}, "steps should be at least 1"),
+        ({"tv": -1.0}, "tv should not be negative"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_advice(changes, message):
+    with pytest.raises(ValueError, match=message):
+        features.check(settings(**changes))
+
+
+def config(network, **changes):
+    known = {"weights": "random", "size": 12, "steps": 3, "chunk": 3}
+    return experiment.Config(model=network, **(known | {"units": "conv2:*"} | changes))
+
+
+def rows(workdir):
+    with (workdir / "features.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(network, tmp_path_factory):
+    """The workdir of a run of the launcher that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("features") / "whole"
+    arguments = [*QUICK, f"--config.model={network}", "--config.units=conv2:*"]
+    done = launcher.launch("--experiment=features", *arguments, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert str(workdir / "conv2.png") in done.stderr
+    return workdir
+
+
+def test_every_unit_gets_a_picture_a_place_on_the_sheet_and_a_row(whole):
+    found = experiment.pictures(whole)
+    assert {name: sorted(units) for name, units in found.items()} == {
+        "conv2": list(range(7))
+    }
+    assert all(picture.shape == (12, 12, 3) for picture in found["conv2"].values())
+    assert images.read(whole / "conv2.png").width > 3 * 12
+    table = rows(whole)
+    assert [row["unit"] for row in table] == [f"conv2:{i}" for i in range(7)]
+    for i, row in enumerate(table):
+        settings = images.read_settings(whole / f"features/conv2/{i}.png")
+        assert float(row["activation"]) == pytest.approx(
+            settings["activation"], rel=1e-5
+        )
+        assert row["activated"] == ("yes" if settings["activation"] > 0 else "no")
+        assert (row["maximum"], row["ratio"]) == ("", "")
+
+
+def test_activations_are_those_of_the_pictures_in_the_files(whole, network):
+    forward, params = conv_network(network)
+    forward = jax.jit(forward)
+    for unit, picture in experiment.pictures(whole)["conv2"].items():
+        seen = forward(params, jnp.asarray(picture, jnp.float32)[None])["conv2"]
+        expected = float(seen[..., unit].max())
+        assert float(rows(whole)[unit]["activation"]) == pytest.approx(expected, 1e-4)
+
+
+def assert_same_end(workdir, whole):
+    for name in ["features.csv", *(f"features/conv2/{i}.png" for i in range(7))]:
+        if name.endswith(".png"):
+            ours, theirs = (images.read(path / name) for path in (workdir, whole))
+            assert ours.tobytes() == theirs.tobytes()
+        else:
+            assert (workdir / name).read_text() == (whole / name).read_text()
+
+
+def test_interrupted_it_goes_on_with_the_pictures_that_are_missing(
+    network, whole, tmp_path, monkeypatch, caplog
+):
+    found = features.Search.found
+
+    def stop(self, state, units):
+        signal.raise_signal(signal.SIGTERM)
+        return found(self, state, units)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(features.Search, "found", stop)
+        code = experiment.run(config(network), tmp_path)
+    assert code == 128 + signal.SIGTERM
+    assert (
+        f"the same command with --workdir={tmp_path} goes on from there" in caplog.text
+    )
+    assert sorted(experiment.pictures(tmp_path)["conv2"]) == [0, 1, 2]
+    assert not (tmp_path / "features.csv").exists()
+    kept = tmp_path / "features/conv2/1.png"
+    written = kept.stat().st_mtime_ns
+    (tmp_path / "features/conv2/0.png").unlink()  # other chunks than the first time
+    assert experiment.run(config(network), tmp_path) == 0
+    assert kept.stat().st_mtime_ns == written
+    assert_same_end(tmp_path, whole)
+
+
+def test_finished_it_says_so(whole, network, caplog):
+    with caplog.at_level(logging.INFO):
+        assert experiment.run(config(network), whole) == 0
+    assert f"finished already: {whole / 'features.csv'}" in caplog.text
+
+
+def atlas_of(network, folder, maxima):
+    """A finished scan of conv2, as far as its maxima go."""
+    forward, params = conv_network(network)
+    about = scan_file.About(
+        model=network,
+        weights="random",
+        network=scan_file.network_hash(forward, params, 12),
+        layers={"conv2": 7},
+        size=12,
+        pool=1,
+        k=1,
+        per_class=1,
+        patches=1,
+        suppress=False,
+        classes=[],
+        parts=[],
+    )
+    none = np.zeros(7, np.float32)
+    score = np.asarray(maxima, np.float32)[:, None]
+    place = np.zeros((7, 1), np.int32)
+    top = table.Winners(
+        score=score,
+        image=place,
+        position=np.zeros((7, 1, 2), np.int32),
+        box=np.zeros((7, 1, 4), np.int32),
+    )
+    layer = table.Layer(
+        top=top,
+        least=top,
+        by_class=top,
+        mean=none,
+        std=none,
+        silent=none,
+        histogram=np.zeros((7, 1), np.int64),
+        class_mean=np.zeros((7, 0), np.float32),
+    )
+    found = table.Table(
+        layers={"conv2": layer},
+        fields={"conv2": (1, 1, 1)},
+        classes=[],
+        examples={},
+        edges=[0.0, 1.0],
+        images=1,
+        size=12,
+        about={},
+    )
+    state = running.start(7, pool=1, k=1, classes=0, per_class=1)
+    scan_file.save(folder / "scan.npz", jax.tree.map(np.asarray, state), about)
+    table.save(folder / "units.npz", found)
+
+
+def test_activations_are_compared_with_the_data_set_s_maxima(
+    network, whole, tmp_path, caplog
+):
+    activations = np.array([float(row["activation"]) for row in rows(whole)])
+    alive = np.flatnonzero(activations > 0)
+    assert len(alive) >= 2
+    maxima = 2 * abs(activations) + 1
+    maxima[alive[0]], maxima[alive[1]] = activations[alive[0]] / 4, 0
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    atlas_of(network, folder, maxima)
+    with caplog.at_level(logging.INFO):
+        experiment.run(config(network, atlas=str(folder)), tmp_path / "run")
+    assert "maximum for 1 of 6 live units" in caplog.text
+    found = rows(tmp_path / "run")
+    assert float(found[alive[0]]["ratio"]) == pytest.approx(4, rel=1e-4)
+    assert found[alive[1]]["ratio"] == ""
+    other = config(network, atlas=str(folder), seed=1)
+    with pytest.raises(ValueError, match="is of another network"):
+        experiment.run(other, tmp_path / "other")
+
+
+def test_units_that_stay_off_are_named(network, tmp_path, caplog):
+    _, params = conv_network(network)
+    flat = {
+        f"{layer}.{kind}": np.array(array)
+        for layer, kinds in params.items()
+        for kind, array in kinds.items()
+    }
+    flat["conv2.bias"][[2, 5]] = -1e6
+    np.savez(tmp_path / "weights.npz", **flat)
+    weights = str(tmp_path / "weights.npz")
+    with caplog.at_level(logging.WARNING):
+        experiment.run(config(network, weights=weights), tmp_path / "run")
+    off = {row["unit"] for row in rows(tmp_path / "run") if row["activated"] == "no"}
+    assert {"conv2:2", "conv2:5"} <= off
+    line = next(m for m in caplog.messages if "could not be activated" in m)
+    assert line.startswith(f"{len(off)} of 7 units of conv2")
+    assert all(f"{unit} (" in line for unit in off)
