@@ -72,7 +72,7 @@ def help_text() -> str:
     ]
     lines += ["", "Experiments (or the path of a file like those in experiments/):"]
     for name in plugins.names(EXPERIMENTS):
-        lines.append(f"  {name:14}{plugins.summary(EXPERIMENTS / f'{name}.py')}")
+        lines.append(f"  {name:16}{plugins.summary(EXPERIMENTS / f'{name}.py')}")
     return "\n".join([*lines, "", "--experiment=NAME --help lists its config."])
 
 

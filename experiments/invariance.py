@@ -1,4 +1,4 @@
-r"""Moves, enlarges and turns pictures, to see how much a network's layers mind.
+r"""Moves, enlarges and turns pictures, to see how much layers mind.
 
     python launch.py --experiment=invariance
     python launch.py --experiment=invariance --config.image=a.jpg,b.jpg \

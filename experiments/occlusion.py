@@ -1,4 +1,4 @@
-r"""Slides a grey square over a picture, to see what the network knows its class by.
+r"""Slides a grey square over a picture: where does its class change?
 
     python launch.py --experiment=occlusion
     python launch.py --experiment=occlusion --config.image=PHOTO.jpg \

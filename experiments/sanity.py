@@ -1,8 +1,8 @@
-r"""Checks the pictures that say what units look for: do they depend on the network?
+r"""Checks whether such pictures depend on what the network has learnt.
 
     python launch.py --experiment=sanity
     python launch.py --experiment=sanity --config.dataset=tiny_imagenet \
-        --config.split=validation --config.data_dir=FOLDER_OF_THE_ARCHIVE
+        --config.data_dir=FOLDER_OF_THE_ARCHIVE
 
 Adebayo et al. (2018, arXiv:1810.03292), Figures 2 and 4: a backward picture that stays
 the same when the weights are random, layer after layer from the last one down, shows the
