@@ -166,7 +166,7 @@ class Run:
     """A training run: its data, its compiled programs, and where it stands."""
 
     def __init__(self, config: Config, workdir: pathlib.Path):
-        self._config = config
+        self._config, self._workdir = config, workdir
         self._sizes = _sizes(config)
         self.source = data.load(config.dataset, config.split, config.data_dir)
         if not self.source.classes:
@@ -185,9 +185,6 @@ class Run:
         self.steps = self.steps_per_epoch * config.epochs
         self.damaged = batches.Damaged(workdir / "damaged.txt")
         self._unmeasured = batches.Damaged(workdir / "damaged_validation.txt")
-        kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
-        self.checkpoints = runs.Checkpoints(workdir, config.checkpoint_every, kept)
-        self.done = self.checkpoints.latest()
         self._mesh = devices.mesh()
         self._compile()
 
@@ -203,7 +200,7 @@ class Run:
         network = models.network(
             config.model, "random", classes=classes, seed=config.seed
         )
-        forward, _ = models.functional(network)
+        self.forward, _ = models.functional(network)
         accelerated = jax.default_backend() != "cpu"  # where bfloat16 is slower
         self._trainer = training.Trainer(
             training.trainable(
@@ -216,7 +213,18 @@ class Run:
         )
         self._step = jax.jit(self._trainer.step, donate_argnums=0)
         self._average = jax.jit(self._trainer.average)
-        self._correct = jax.jit(functools.partial(evaluation.correct, forward))
+        self._correct = jax.jit(functools.partial(evaluation.correct, self.forward))
+
+    @functools.cached_property
+    def checkpoints(self) -> runs.Checkpoints:
+        """Where it goes on; opened by who trains alone, as that clears up there."""
+        kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
+        return runs.Checkpoints(self._workdir, self._config.checkpoint_every, kept)
+
+    @functools.cached_property
+    def done(self) -> int:
+        """Steps that were taken before this start."""
+        return self.checkpoints.latest()
 
     def size(self, step: int) -> int:
         """Side of the images of step `step`, counted from 1, in pixels."""
@@ -235,10 +243,13 @@ class Run:
 
     def start(self) -> training.State:
         """The state from which to go on, with the data iterator where it was."""
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        state = jax.device_put(self._trainer.start(), everywhere)
+        state = self._first()
         self._images = self._iterator(min(self.done + 1, self.steps))
         return self.checkpoints.restore(state, data=self._images)
+
+    def _first(self) -> training.State:
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return jax.device_put(self._trainer.start(), everywhere)
 
     def _iterator(self, step: int) -> Any:
         config = self._config
@@ -271,6 +282,21 @@ class Run:
     def average(self, state: training.State) -> dict[str, Any]:
         """The averaged weights as parameters of the plain network."""
         return self._average(state)
+
+    def kept_epochs(self) -> list[int]:
+        """Epochs of whose end there is a checkpoint, also while another process trains."""
+        steps, length = runs.kept_steps(self._workdir), self.steps_per_epoch
+        return [step // length for step in steps if step % length == 0]
+
+    def average_after(self, epoch: int) -> dict[str, Any]:
+        """The averaged weights at the end of one of the `kept_epochs`.
+
+        Raises:
+            ValueError: They are another network's.
+            FileNotFoundError: They are not there.
+        """
+        step = epoch * self.steps_per_epoch
+        return self.average(runs.read_checkpoint(self._workdir, step, self._first()))
 
     def accuracy(self, params: dict[str, Any]) -> dict[str, float]:
         """Shares of the validation images whose class is first, or among five."""

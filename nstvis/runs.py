@@ -287,17 +287,49 @@ class Checkpoints:
         """
         if not self.latest():
             return like
-        leaves, structure = jax.tree.flatten(like)
-        abstract = {
-            str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for i, leaf in enumerate(leaves)
-            if leaf.size
-        }
-        found = self._keeper.load_checkpointables(None, {"state": abstract} | parts)
-        state = found["state"]
-        return structure.unflatten(
-            state.get(str(i), leaf) for i, leaf in enumerate(leaves)
-        )
+        wanted = {"state": _abstract(like)} | parts
+        found = self._keeper.load_checkpointables(None, wanted)
+        return _filled(like, found["state"])
+
+
+def kept_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of a run's checkpoints, in order, also while it goes on."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_checkpoint(workdir: pathlib.Path, step: int, like: Any) -> Any:
+    """Reads one checkpoint as `Checkpoints.restore` does, also while the run goes on.
+
+    Raises:
+        ValueError: Its arrays are of other shapes.
+        FileNotFoundError: There is none of that step.
+    """
+    path = workdir / "checkpoints" / str(step)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    file, wanted = str(path.absolute()), _abstract(like)
+    # Asked first, as Orbax says the same in many lines, and some of them later.
+    known = ocp.metadata(file, "state").metadata
+    shapes = [{k: x.shape for k, x in part.items()} for part in (known, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{path} is of another network")
+    found = ocp.load_checkpointables(file, {"state": wanted})
+    return _filled(like, found["state"])
+
+
+def _abstract(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What to ask Orbax for: the leaves by number, without the empty ones."""
+    return {
+        str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for i, leaf in enumerate(jax.tree.leaves(like))
+        if leaf.size
+    }
+
+
+def _filled(like: Any, state: Mapping[str, Any]) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    return structure.unflatten(state.get(str(i), leaf) for i, leaf in enumerate(leaves))
 
 
 class Progress:

@@ -48,18 +48,20 @@ def subject(
     patches: int,
     suppress: bool,
     per_class: int,
+    network: tuple[models.Forward, models.Params] | None = None,
 ) -> Subject:
     """Finds a network and a data set by name; see `experiments/units.py`.
 
     Args:
         layers: Names; all if empty, after the ReLU where there is one.
+        network: What `models.load` would find, if it is there already.
 
     Raises:
         ValueError: No such network, weights, layer, data set or split.
         OSError: A file does not exist, or a download failed.
     """
     source = data.load(dataset, split, data_dir)
-    forward, params = models.load(model, weights)
+    forward, params = network or models.load(model, weights)
     part = {"dataset": dataset, "split": split, "data_dir": data_dir}
     about = About(
         model=model,
@@ -189,12 +191,8 @@ def run(
 def _started(subject: Subject) -> tuple[maxima.Scan, maxima.State]:
     """The compiled step for all devices, and the state before the first image."""
     about = subject.about
-    scan = maxima.Scan(
-        subject.forward,
-        {name: _reach(subject, name) for name in about.layers},
-        about.patches,
-        devices.mesh(),
-    )
+    reaches = tuple((name, _reach(subject, name)) for name in about.layers)
+    scan = _compiled(subject.forward, reaches, about.patches)
     state = scan.start(
         sum(about.layers.values()),
         pool=about.pool,
@@ -203,6 +201,16 @@ def _started(subject: Subject) -> tuple[maxima.Scan, maxima.State]:
         per_class=about.per_class,
     )
     return scan, state
+
+
+@functools.lru_cache(1)
+def _compiled(
+    forward: models.Forward,
+    reaches: Sequence[tuple[str, tuple[int, int]]],
+    patches: int,
+) -> maxima.Scan:
+    """One program for all weights of a network."""
+    return maxima.Scan(forward, dict(reaches), patches, devices.mesh())
 
 
 def _checked(state: maxima.State, source: data.Source) -> maxima.State:

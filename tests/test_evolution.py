@@ -1,0 +1,313 @@
+"""Evolution of units: its numbers are brute force's, whatever interrupts it."""
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_runs import finish, signal_when, start
+
+from experiments import evolution as experiment
+from experiments import train
+from nstvis import batches, data, images, runs, weights
+from nstvis.units import evolution, scan
+from nstvis.units.table import Winners
+
+NETWORK = """
+from nstvis.layers import Chain, GridLinear, conv, pool
+
+def build(*, pooling, last, rngs, classes=10):
+    layers = {
+        "conv1": conv(3, 4, 5, stride=2, rngs=rngs),
+        "pool1": pool(pooling, 3, 2),
+        "conv2": conv(4, 6, 3, rngs=rngs),
+        "fc3": GridLinear(6, 1, classes, rngs=rngs),
+    }
+    return Chain(layers, last)
+"""
+IMAGES, SIZE, EPOCHS = 96, 24, (1, 2, 3)
+LAYERS = {"conv1": 4, "conv2": 6}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a tiny training, and how it went."""
+    folder = tmp_path_factory.mktemp("evolution")
+    (folder / "tiny.py").write_text(NETWORK)
+    config = train.Config(
+        model=str(folder / "tiny.py"),
+        split=f"train[:{IMAGES}]",
+        validation="",
+        size=SIZE,
+        growth="",
+        epochs=EPOCHS[-1],
+        batch=32,
+    )
+    workdir = folder / "train"
+    runs.claim(workdir, "train", config)
+    assert train.run(config, workdir) == 0
+    return workdir, config
+
+
+@pytest.fixture(scope="module")
+def killed(trained, tmp_path_factory):
+    """The workdir of a run through the launcher, killed after an epoch's scan."""
+    workdir = tmp_path_factory.mktemp("evolution") / "killed"
+    flags = f"--config.run={trained[0]}", f"--workdir={workdir}"
+    first = workdir / "epochs/01/scan.npz"
+    process = start("--experiment=evolution", *flags)
+    signal_when(process, signal.SIGKILL, first.exists)
+    finish(process, -signal.SIGKILL)
+    assert not (workdir / "evolution.csv").exists()
+    written = first.stat().st_mtime_ns
+    finish(start("--experiment=evolution", *flags))
+    assert first.stat().st_mtime_ns == written  # not scanned again
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("evolution") / "whole"
+    assert experiment.run(experiment.Config(run=str(trained[0])), workdir) == 0
+    return workdir
+
+
+def rows(workdir):
+    text = (workdir / "evolution.csv").read_text()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def highest(trained):
+    """Epoch to layer to the activations of all images, the highest of each map."""
+    run = train.Run(trained[1], trained[0])
+    source = data.load("primitives", f"train[:{IMAGES}]")
+    seen = [np.asarray(batches.centred(source[i], SIZE)) for i in range(IMAGES)]
+    found = {}
+    for epoch in EPOCHS:
+        params = run.average_after(epoch)
+        maps = run.forward(params, jnp.asarray(np.stack(seen), jnp.float32))
+        found[epoch] = {name: np.asarray(maps[name]).max((1, 2)) for name in LAYERS}
+    return found
+
+
+def test_the_numbers_are_brute_force_s(whole, highest):
+    stats = pytest.importorskip("scipy.stats")
+    table = {(row["layer"], int(row["epoch"])): row for row in rows(whole)}
+    assert list(table) == [(layer, epoch) for layer in LAYERS for epoch in EPOCHS]
+    for (layer, epoch), row in table.items():
+        a = highest[epoch][layer]
+        assert int(row["units"]) == LAYERS[layer]
+        assert int(row["dead"]) == (a <= 0).all(0).sum()
+        for word, other in ("previous", epoch - 1), ("last", EPOCHS[-1]):
+            if not other:
+                assert row[f"overlap_{word}"] == row[f"rank_correlation_{word}"] == ""
+                continue
+            shares, correlations = [], []
+            for x, y in zip(a.T, highest[other][layer].T, strict=True):
+                mine, theirs = (
+                    [i for i in np.argsort(-z, kind="stable")[:9] if z[i] > 0]
+                    for z in (x, y)
+                )
+                if mine and theirs:
+                    shares.append(len({*mine} & {*theirs}) / len(mine))
+                    correlations.append(stats.spearmanr(x, y).statistic)
+            for name, values in (
+                ("overlap", shares),
+                ("rank_correlation", correlations),
+            ):
+                expected = pytest.approx(np.mean(values), abs=6e-5)
+                assert float(row[f"{name}_{word}"]) == expected
+
+
+def test_the_pictures_show_what_they_should(whole):
+    page = images.read(whole / "evolution.png").convert("RGB")
+    assert page.width > 2 * len(EPOCHS) * 2 * experiment.SIDE
+    assert page.height > LAYERS["conv2"] * experiment.SIDE
+    assert len(np.unique(np.asarray(page).reshape(-1, 3), axis=0)) > 1000
+    assert images.read(whole / "evolution_numbers.png").width == 1560
+
+
+def test_killed_between_epochs_it_ends_the_same(killed, whole):
+    mine, other = (folder / "evolution.csv" for folder in (killed, whole))
+    assert mine.read_bytes() == other.read_bytes()
+
+
+def test_again_it_is_finished_already(trained, killed, monkeypatch):
+    monkeypatch.delattr(scan, "run")
+    assert experiment.run(experiment.Config(run=str(trained[0])), killed) == 0
+
+
+def test_interrupted_it_says_so_by_its_exit_code(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "run", lambda *_, **__: (None, signal.SIGINT))
+    config = experiment.Config(run=str(trained[0]))
+    assert experiment.run(config, tmp_path) == 130
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_last_epoch_s_weights_are_those_training_left(trained, tmp_path):
+    folder, config = trained
+    run = train.Run(config, folder)
+    assert run.kept_epochs() == list(EPOCHS)
+    for epoch in EPOCHS:
+        weights.save(tmp_path / "mine", run.average_after(epoch), run.source.classes)
+        same = (tmp_path / "mine").read_bytes() == (
+            folder / "tiny.safetensors"
+        ).read_bytes()
+        assert same == (epoch == EPOCHS[-1])
+
+
+def test_a_training_that_goes_on_is_left_alone(trained, tmp_path):
+    copy = tmp_path / "train"
+    shutil.copytree(trained[0], copy)
+    saving = copy / "checkpoints/12.orbax-checkpoint-tmp/state"
+    saving.mkdir(parents=True)
+    (copy / "checkpoints/4").mkdir()  # steps, and no whole epoch
+    before = sorted(copy.rglob("*"))
+    run = train.Run(trained[1], copy)
+    assert run.kept_epochs() == list(EPOCHS)
+    run.average_after(2)
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_unit_that_dies_is_counted_and_compared_with_none(
+    trained, highest, tmp_path, monkeypatch
+):
+    average_after = train.Run.average_after
+
+    def with_a_dead_unit(run, epoch):
+        params = average_after(run, epoch)
+        bias = params["conv1"]["bias"]
+        if epoch == 2:
+            params["conv1"]["bias"] = bias.at[1].set(-1e6)
+        return params
+
+    monkeypatch.setattr(train.Run, "average_after", with_a_dead_unit)
+    config = experiment.Config(run=str(trained[0]), layers="conv1,fc3")
+    assert experiment.run(config, tmp_path) == 0
+    table = {(row["layer"], row["epoch"]): row for row in rows(tmp_path)}
+    assert [table["conv1", epoch]["dead"] for epoch in "123"] == ["0", "1", "0"]
+    a, b = (
+        np.argsort(-highest[epoch]["conv1"], 0, kind="stable")[:9].T for epoch in (2, 3)
+    )
+    live = [len({*x} & {*y}) / 9 for x, y in zip(a, b, strict=True)]
+    del live[1]
+    expected = pytest.approx(np.mean(live), abs=6e-5)
+    assert float(table["conv1", "3"]["overlap_previous"]) == expected
+
+
+def test_one_epoch_is_drawn_on_pictures_of_one_s_own(trained, tmp_path, caplog):
+    copy, pictures = tmp_path / "train", tmp_path / "pictures"
+    shutil.copytree(trained[0], copy)
+    for step in (3, 6):
+        shutil.rmtree(copy / f"checkpoints/{step}")
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        noise = rng.integers(0, 256, (30, 40, 3), "uint8")
+        Image.fromarray(noise).save(pictures / f"{i}.png")
+    (pictures / "2.png").write_bytes(b"no picture")
+    config = experiment.Config(
+        run=str(copy), dataset=f"folder:{pictures}", layers="conv1", batch=4
+    )
+    assert experiment.run(config, tmp_path / "run") == 0
+    assert "only epoch 3 was kept: nothing to compare" in caplog.text
+    (row,) = rows(tmp_path / "run")
+    numbers = row["epoch"], row["overlap_previous"], row["overlap_last"]
+    assert numbers == ("3", "", "1.0000")
+    assert "left out of the sample: 2.png" in caplog.text
+    assert (tmp_path / "run/evolution.png").exists()
+
+
+def test_without_a_run_it_trains_first(trained, tmp_path, monkeypatch):
+    def stop(*_):
+        return 130
+
+    def learn(config, workdir):
+        assert config == trained[1]
+        shutil.copytree(trained[0], workdir, dirs_exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(experiment, "TRAINED", trained[1])
+    monkeypatch.setattr(scan, "run", lambda *_, **__: (None, signal.SIGTERM))
+    monkeypatch.setattr(train, "run", stop)
+    assert experiment.run(experiment.Config(), tmp_path) == 130
+    record = json.loads((tmp_path / "train/run.json").read_text())
+    assert record["config"] == dataclasses.asdict(trained[1])
+    monkeypatch.setattr(train, "run", learn)
+    assert experiment.run(experiment.Config(), tmp_path) == 128 + signal.SIGTERM
+    assert "train, epoch 1" in (tmp_path / "epochs/01/scan.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fields", "message"),
+    [
+        ("", {"run": "nowhere"}, "run=nowhere is no workdir of an --experiment=train"),
+        ("", {"layers": "conv9"}, "conv9"),
+        ("", {"units": 0}, "units should be at least 1"),
+        ("", {"split": "tranquil"}, "tranquil"),
+        ("experiment", {}, "it is a run of style"),
+        ("field", {}, "no workdir of an --experiment=train"),
+        ("checkpoints", {}, "keeps no checkpoint of a whole epoch yet"),
+        ("network", {}, "is of another network"),
+    ],
+)
+def test_mistakes_get_one_line(spoil, fields, message, trained, tmp_path):
+    copy = tmp_path / "train"
+    shutil.copytree(trained[0], copy)
+    record = json.loads((copy / "run.json").read_text())
+    if spoil == "experiment":
+        record["experiment"] = "style"
+    if spoil == "field":
+        record["config"]["depth"] = 3
+    if spoil == "checkpoints":
+        shutil.rmtree(copy / "checkpoints")
+    if spoil == "network":
+        wider = NETWORK.replace("4, 5,", "5, 5,").replace("conv(4,", "conv(5,")
+        (tmp_path / "wider.py").write_text(wider)
+        record["config"]["model"] = str(tmp_path / "wider.py")
+    (copy / "run.json").write_text(json.dumps(record))
+    config = experiment.Config(**{"run": str(copy)} | fields)
+    with pytest.raises(ValueError, match=message):
+        experiment.run(config, tmp_path / "run")
+
+
+def test_rank_correlation_is_spearman_s():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 6, (40, 5)).astype(np.float32)  # with ties
+    b = np.maximum(a + rng.normal(0, 2, a.shape), 0).astype(np.float32)
+    expected = [stats.spearmanr(x, y).statistic for x, y in zip(a.T, b.T, strict=True)]
+    np.testing.assert_allclose(evolution.rank_correlation(a, b), expected, rtol=1e-6)
+
+
+def test_rank_correlation_in_closed_form():
+    x = np.array([1, 2, 4, 8], np.float32)
+    columns = [np.exp(x), -x, [0, 0, 1, 1], [3, 3, 3, 3]]
+    found = evolution.rank_correlation(np.stack([x] * 4, 1), np.stack(columns, 1))
+    # Ranks 1 2 3 4 against 1.5 1.5 3.5 3.5: 4 / sqrt(5 * 4).
+    np.testing.assert_allclose(found, [1, -1, 4 / np.sqrt(20), np.nan], rtol=1e-6)
+
+
+def test_overlap_in_closed_form():
+    a = np.array([[1, 2, 3], [1, 2, 3], [1, 2, -1], [-1, -1, -1], [1, 2, 3]])
+    b = np.array([[3, 1, 2], [4, 5, 1], [2, -1, -1], [1, 2, 3], [-1, -1, -1]])
+    expected = [1, 1 / 3, 1 / 2, np.nan, np.nan]
+    np.testing.assert_allclose(evolution.overlap(a, b), expected)
+    assert evolution.mean(evolution.overlap(a, b)) == pytest.approx(11 / 18)
+    assert np.isnan(evolution.mean(np.array([np.nan])))
+
+
+def test_an_image_that_leaves_a_unit_silent_is_none_of_its_nine():
+    score = np.array([[2, 1, 0], [0, 0, 0]], np.float32)
+    image = np.array([[7, 5, 0], [0, 1, 2]], np.int32)
+    empty = np.zeros((2, 3, 4), np.int32)
+    top = Winners(score=score, image=image, position=empty[..., :2], box=empty)
+    np.testing.assert_array_equal(evolution.activated(top), [[7, 5, -1], [-1, -1, -1]])
