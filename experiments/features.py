@@ -10,7 +10,8 @@ Erhan et al. (2009), Olah, Mordvintsev & Schubert (2017, Feature Visualization, 
 and 2): from almost grey noise, gradient ascent on the picture makes one unit's activation
 high. Leaves every picture (`features/LAYER/NUMBER.png`), a sheet of each layer
 (`LAYER.png`), and `features.csv`: each unit's activation for its picture, over the highest
-that a data set reached if `atlas` names the workdir of a finished `--experiment=units`.
+that a data set reached if `atlas` names the workdir of a finished `--experiment=units`,
+whose page shows the pictures from then on.
 Units that stay off are named, in the log, on the sheet and in the table. A unit's picture
 depends on the seed, not on the units beside it.
 """
@@ -29,7 +30,7 @@ from PIL import Image
 from nstvis import images, models, runs
 from nstvis.errors import unknown
 from nstvis.synthesis.features import Search, Settings, check
-from nstvis.units import scan_file, table
+from nstvis.units import atlas, scan_file, table
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Config(Settings):
     model: str = "alexnet_small"
     # bundled, torchvision, random or a path.
     weights: str = "bundled"
-    # Workdir of a finished --experiment=units, whose maxima are to be reached.
+    # Workdir of a finished --experiment=units, whose maxima are to be reached and whose
+    # atlas is to show the pictures.
     atlas: str = ""
     # Pictures that are painted at once.
     chunk: int = 16
@@ -74,6 +76,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
                     "the same command with --workdir=%s goes on from there", workdir
                 )
                 return 128 + interruption.signal
+    if config.atlas:
+        _join(config, workdir, wanted)
     _report(workdir, wanted, maxima)
     return 0
 
@@ -103,15 +107,6 @@ def parse_units(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
             raise ValueError(f"no unit {part}: there are 0 to {every[-1]}")
         found.setdefault(layer, set()).update(every if number == "*" else [int(number)])
     return {layer: sorted(numbers) for layer, numbers in found.items()}
-
-
-def pictures(workdir: pathlib.Path) -> dict[str, dict[int, np.ndarray]]:
-    """Layer to unit number to picture, uint8 `[height, width, 3]`, of a workdir."""
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for file in sorted((workdir / "features").glob("*/*.png")):
-        picture = np.asarray(images.read(file))
-        found.setdefault(file.parent.name, {})[int(file.stem)] = picture
-    return found
 
 
 def _counts(
@@ -169,6 +164,23 @@ def _paint(
                 settings = dataclasses.asdict(config) | {"activation": activation}
                 file = _file(workdir, search.layer, unit)
                 images.write(file, Image.fromarray(picture), settings)
+
+
+def _join(
+    config: Config, workdir: pathlib.Path, wanted: Mapping[str, Sequence[int]]
+) -> None:
+    """Shows the pictures in the atlas, beside the patches of the layers it has."""
+    folder = pathlib.Path(config.atlas)
+    joined = {
+        layer: {
+            unit: np.asarray(images.read(_file(workdir, layer, unit)))[None]
+            for unit in units
+        }
+        for layer, units in wanted.items()
+        if layer in atlas.Atlas(folder).layers
+    }
+    atlas.add(folder, "features", joined)
+    logger.info("%s", folder / "index.html")
 
 
 class Row(NamedTuple):

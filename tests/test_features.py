@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import features as experiment
 from nstvis import devices, images, models
 from nstvis.synthesis import canvas, features
+from nstvis.units import atlas, scan_file, table
 from nstvis.units import maxima as running
-from nstvis.units import scan_file, table
 
 STILL = features.Settings(
     canvas="pixels",
@@ -235,6 +235,15 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
+def painted(workdir):
+    """Layer to unit number to picture."""
+    found = {}
+    for file in (workdir / "features").glob("*/*.png"):
+        picture = np.asarray(images.read(file))
+        found.setdefault(file.parent.name, {})[int(file.stem)] = picture
+    return found
+
+
 @pytest.fixture(scope="module")
 def whole(network, tmp_path_factory):
     """The workdir of a run of the launcher that nothing interrupted."""
@@ -247,7 +256,7 @@ def whole(network, tmp_path_factory):
 
 
 def test_every_unit_gets_a_picture_a_place_on_the_sheet_and_a_row(whole):
-    found = experiment.pictures(whole)
+    found = painted(whole)
     assert {name: sorted(units) for name, units in found.items()} == {
         "conv2": list(range(7))
     }
@@ -267,7 +276,7 @@ def test_every_unit_gets_a_picture_a_place_on_the_sheet_and_a_row(whole):
 def test_activations_are_those_of_the_pictures_in_the_files(whole, network):
     forward, params = conv_network(network)
     forward = jax.jit(forward)
-    for unit, picture in experiment.pictures(whole)["conv2"].items():
+    for unit, picture in painted(whole)["conv2"].items():
         seen = forward(params, jnp.asarray(picture, jnp.float32)[None])["conv2"]
         expected = float(seen[..., unit].max())
         assert float(rows(whole)[unit]["activation"]) == pytest.approx(expected, 1e-4)
@@ -298,7 +307,7 @@ def test_interrupted_it_goes_on_with_the_pictures_that_are_missing(
     assert (
         f"the same command with --workdir={tmp_path} goes on from there" in caplog.text
     )
-    assert sorted(experiment.pictures(tmp_path)["conv2"]) == [0, 1, 2]
+    assert sorted(painted(tmp_path)["conv2"]) == [0, 1, 2]
     assert not (tmp_path / "features.csv").exists()
     kept = tmp_path / "features/conv2/1.png"
     written = kept.stat().st_mtime_ns
@@ -360,6 +369,8 @@ def atlas_of(network, folder, maxima):
         size=12,
         about={},
     )
+    whole = np.zeros((7, 1, 8, 8, 3), np.uint8)
+    atlas.write(folder, found, {"conv2": whole}, {})
     state = running.start(7, pool=1, k=1, classes=0, per_class=1)
     scan_file.save(folder / "scan.npz", jax.tree.map(np.asarray, state), about)
     table.save(folder / "units.npz", found)
@@ -376,12 +387,17 @@ def test_activations_are_compared_with_the_data_set_s_maxima(
     folder = tmp_path / "atlas"
     folder.mkdir()
     atlas_of(network, folder, maxima)
+    both = config(network, atlas=str(folder), units="conv2:*,conv1:0")
     with caplog.at_level(logging.INFO):
-        experiment.run(config(network, atlas=str(folder)), tmp_path / "run")
+        experiment.run(both, tmp_path / "run")
     assert "maximum for 1 of 6 live units" in caplog.text
     found = rows(tmp_path / "run")
-    assert float(found[alive[0]]["ratio"]) == pytest.approx(4, rel=1e-4)
-    assert found[alive[1]]["ratio"] == ""
+    assert float(found[alive[0] + 1]["ratio"]) == pytest.approx(4, rel=1e-4)
+    assert found[alive[1] + 1]["ratio"] == ""
+    pictures = painted(tmp_path / "run")["conv2"]
+    for unit, picture in pictures.items():
+        (shown,) = atlas.Atlas(folder).unit("conv2", unit).panels()["features"]
+        assert np.array_equal(np.asarray(shown), picture)  # lossless, as it is small
     other = config(network, atlas=str(folder), seed=1)
     with pytest.raises(ValueError, match="is of another network"):
         experiment.run(other, tmp_path / "other")

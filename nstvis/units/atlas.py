@@ -93,11 +93,12 @@ def write(
 
 
 def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
-    """Shows more of units in an atlas that is there, in place of what has that title.
+    """Shows more of units in an atlas that is there.
 
     Args:
         folder: The atlas's.
-        title: Of letters and digits.
+        title: Of letters and digits. What an earlier call with the same title showed of
+            other layers stays.
         panel: Layer to unit to its pictures, uint8 `[n, side, side, 3]`; as many and as
             large for each unit of a layer.
 
@@ -117,9 +118,10 @@ def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
 def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) -> None:
     if not title.isalnum():
         raise ValueError(f"the title {title!r} should be of letters and digits")
-    script, listed = folder / "panels.js", {}
+    known = {panel["title"]: panel["layers"] for panel in _json(folder / "panels.js")}
+    listed = known.setdefault(title, {})
     for layer, pictures in panel.items():
-        number = layers.index(layer)
+        number = str(layers.index(layer))
         shapes = {(picture.shape, picture.dtype) for picture in pictures.values()}
         if len(shapes) != 1:
             raise ValueError(f"{layer}: {title} should have pictures of one size")
@@ -132,8 +134,8 @@ def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) 
             rows = np.stack([pictures.get(unit, empty) for unit in units])
             encoded = _sprite(rows.astype(np.uint8), listed[number]["pitch"])
             _put(folder / f"{title}-{number}-{chunk}.webp", encoded)
-    others = [known for known in _json(script) if known["title"] != title]
-    _put_script(script, "atlas.panels", [*others, {"title": title, "layers": listed}])
+    panels = [{"title": title, "layers": listed} for title, listed in known.items()]
+    _put_script(folder / "panels.js", "atlas.panels", panels)
 
 
 class Winner(NamedTuple):
