@@ -36,10 +36,10 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling, Transform
 
-from experiments.occlusion import Picture, Subject, Subjects, load, short
-from nstvis import devices, images, models, runs
+from nstvis import devices, images, models, runs, subjects
 from nstvis.errors import unknown
 from nstvis.occlusion import GREY
+from nstvis.subjects import Picture, Subject, Subjects, short
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         logger.info("finished already: %s", page)
         return 0
     layers = _layers(config)
-    subject, table = load(config), workdir / "invariance.csv"
+    subject, table = subjects.load(config), workdir / "invariance.csv"
     with runs.interruptible() as interruption:
         _compare(config, subject, layers, table, interruption)
     if interruption.signal:

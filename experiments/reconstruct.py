@@ -10,9 +10,10 @@ r"""Rebuilds pictures from what each layer knows of them.
 From noise, gradient descent finds a picture with the content's activations in one layer,
 for each layer (Mahendran & Vedaldi 2015, arXiv:1412.0035), and pictures with the style's
 Gram matrices in the first layer, the first two, and so on (Gatys, Ecker & Bethge 2015,
-arXiv:1508.06576, Figure 1). All of them are painted at once, by one program. Leaves the figure,
-`reconstruct.png`, each picture, `loss.png`, `metrics.jsonl`, and `reconstruct.csv`: the
-loss of every picture, and the peak signal-to-noise ratio (PSNR) to the original in dB.
+arXiv:1508.06576, Figure 1). All of them are painted at once, by one program. Leaves the
+figure, `reconstruct.png`, each picture, `loss.png`, `metrics.jsonl`, and
+`reconstruct.csv`: the loss of every picture, and the peak signal-to-noise ratio (PSNR) to
+the original in dB.
 """
 
 import dataclasses

@@ -8,8 +8,8 @@ part has to do with the features, and
 
 where sign is -1, 0 or 1, and H, the Hamming distance, is the share of positions that
 differ: 0 if the part does the same to every image, so lower is more consistent. The
-paper writes a sum, of numbers whose scale it does not tell; this is a mean. All boxes are top, left, bottom, right in
-pixels, the last two exclusive.
+paper writes a sum, of numbers whose scale it does not tell; this is a mean. All boxes
+are top, left, bottom, right in pixels, the last two exclusive.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Layers whose backward passes were measured and found wanting in XLA, and the chain that names their activations.
+"""Layers whose backward passes XLA is slow at, and the chain that names activations.
 
 Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; what is
 written here by hand is the way back to the pixels.

@@ -363,7 +363,7 @@ def atlas_of(network, folder, maxima):
         layers={"conv2": layer},
         fields={"conv2": (1, 1, 1)},
         classes=[],
-        examples={},
+        examples={0: ("first", -1)},
         edges=[0.0, 1.0],
         images=1,
         size=12,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nstvis import models
+from nstvis import devices, models
 from nstvis.units import maxima
 
 SHAPES = {"conv": (3, 4, 5), "dense": (4,)}
@@ -214,7 +214,7 @@ def test_the_bits_of_a_float_find_its_bin():
     assert ((edges[bins] <= inside) & (inside <= edges[bins + 1])).all()
 
 
-def test_a_trained_network_s_winners_are_those_of_its_activations():
+def test_of_a_stream_the_winners_are_those_of_the_network_s_activations():
     forward, params = models.load("alexnet_small", last="conv5")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (96, 6, 6, 3), np.uint8).repeat(6, 1).repeat(6, 2)
@@ -224,10 +224,14 @@ def test_a_trained_network_s_winners_are_those_of_its_activations():
     scan = maxima.Scan(forward, layers, 1, mesh)
     units = sum(found[name].shape[-1] for name in layers)
     state = scan.start(units, pool=9, k=9, classes=0, per_class=1)
-    for first in range(0, 96, 32):
-        index = np.arange(first, first + 32, dtype=np.int32)
-        batch = {"image": images[index], "label": index * 0 - 1, "index": index}
-        state = scan.step(state, params, batch)
+
+    def stream():
+        for first in range(0, 96, 32):
+            index = np.arange(first, first + 32, dtype=np.int32)
+            yield {"image": images[index], "label": index * 0 - 1, "index": index}
+
+    for batch in stream():
+        state = scan.step(state, params, devices.divided(batch, mesh))
     state = maxima.gathered(state)
     first = 0
     for name in layers:

@@ -9,8 +9,8 @@ beside this one (or anywhere: its path is a name too) with
 
 whose module maps such images to such a dict. `pooling` is what the user asked for
 (`max` or `average`); layers after `last`, if it is given, are not needed and may be
-left out; `classes` is the number of logits. `TORCHVISION_NAMES` (layer to prefix in torchvision's files) and
-`TORCHVISION_FILE` are optional.
+left out; `classes` is the number of logits. `TORCHVISION_NAMES` (layer to prefix in
+torchvision's files) and `TORCHVISION_FILE` are optional.
 """
 
 import pathlib

@@ -1,8 +1,8 @@
 """The one loop: gradient descent on pixels against any objective.
 
 The step is compiled once, its buffers are donated, and it is dispatched from Python
-while the ones before it are still running: `lax.scan` would take three times as long on XLA:CPU,
-which runs a loop's body without its thread pool.
+while the ones before it are still running: `lax.scan` would take three times as long on
+XLA:CPU, which runs a loop's body without its thread pool.
 """
 
 import collections

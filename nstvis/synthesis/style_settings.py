@@ -59,7 +59,8 @@ class Settings:
     # more paints broad strokes before fine ones.
     smoothing: float = 0.5
     # G is rolled by a random number of pixels below this, down and to the right, at
-    # every step, so that the network's strides leave no grid. L-BFGS needs the same objective at every step and takes none.
+    # every step, so that the network's strides leave no grid. L-BFGS needs the same
+    # objective at every step and takes none.
     jitter: int = 8
     # Seed of all randomness.
     seed: int = 0

@@ -8,6 +8,15 @@ The order of winners is total: higher activation, then lower image, then lower p
 So the result is the same for any batch size, number of devices and order of images, as
 long as the network's activations are. (XLA rounds dense layers differently for other
 batch sizes; convolutions it does not, on a CPU.)
+
+`--experiment=units` scans data sets. Of a stream, whose images cannot be fetched again,
+there are the maxima:
+
+    scan = maxima.Scan(forward, {"conv5": (0, 0)}, 1, devices.mesh())
+    state = scan.start(256, pool=9, k=9, classes=0, per_class=0)
+    for batch in stream:  # image uint8 [n, height, width, 3], label -1, index
+        state = scan.step(state, params, devices.divided(batch, scan.mesh))
+    best = maxima.gathered(state).top
 """
 
 import functools
