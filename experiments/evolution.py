@@ -18,7 +18,10 @@ picture. `evolution.csv` has for every layer and epoch, and `evolution_numbers.p
 - rank correlation: Spearman's, of a unit's activations for the same images in both;
 - dead units: those that no image of the scan activates.
 
-The first two are means over the units that are alive in both epochs.
+The first two are means over the units that are alive in both epochs. The first command
+takes two minutes on two cores of an AMD EPYC (Zen 4), its training included: after the
+first of five epochs, conv1's units order images much as in the end (rank correlation
+0.87), conv5's do not (0.39).
 """
 
 import csv

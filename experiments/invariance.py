@@ -16,8 +16,9 @@ Euclidean distances between the features of the picture and of the changed one, 
 first layer and a late one, also over the length of the picture's own features, and the
 probability of its class, which is chosen as in `--experiment=occlusion`.
 
-The first command finds what the paper did: moved by one pixel, conv1 changes by 30 % of
-its length and fc7 by 11 %, moved by 17 pixels by 93 % and 48 %.
+The first command takes 6 s on two cores of an AMD EPYC (Zen 4) and finds what the paper
+did: moved by one pixel, conv1 changes by 32 % of its length and fc7 by 11 %, moved by 17
+pixels by 97 % and 59 %.
 """
 
 import csv
