@@ -6,8 +6,8 @@ r"""Measures how often a network is right.
         --config.model=alexnet --config.weights=torchvision --config.size=224
 
 Prints the shares of images whose class has the highest logit (top-1) or is among the
-five highest (top-5), and leaves them in `accuracy.json`. The first command takes half a
-minute on two CPU cores and says: top-1 43.44 %, top-5 70.02 % of 5000 images.
+five highest (top-5), and leaves them in `accuracy.json`. The first command takes 20 s on
+two cores of an AMD EPYC (Zen 4) and says: top-1 43.44 %, top-5 70.02 % of 5000 images.
 """
 
 import dataclasses
