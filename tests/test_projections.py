@@ -70,7 +70,7 @@ PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
 
 @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3"])
 @pytest.mark.parametrize("rule", ["gradient", "deconvnet"])
-def test_a_window_is_as_good_as_the_image(name, rule):
+def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     forward, params = network("conv3")
     ruled = backprop.ruled(forward, rule)
     pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
@@ -78,6 +78,16 @@ def test_a_window_is_as_good_as_the_image(name, rule):
     field = max(max(fields.size(unit)) for unit in range(64))
     side = projections.window(ruled, params, field, fields.stride, SIZE)
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
+    sides, carried = [], projections._carried
+
+    def counted(*which):
+        def carry(params, images, *rest):
+            sides.append(images.shape[1])
+            return carried(*which)(params, images, *rest)
+
+        return carry
+
+    monkeypatch.setattr(projections, "_carried", counted)
     seen = set()
     for found in projections.project(ruled, params, name, layer, fields, pictures, 1):
         for unit, rank, cell in zip(*found, strict=True):
@@ -92,6 +102,7 @@ def test_a_window_is_as_good_as_the_image(name, rule):
             np.testing.assert_allclose(cell, wanted, atol=1)
     assert seen == set(zip(*np.nonzero(layer.top.image >= 0)))
     assert len(seen) == len(PLACES)
+    assert set(sides) == {side}  # not one had to be carried through the whole image
 
 
 def placed(forward, params, images):
