@@ -392,8 +392,8 @@ def test_activations_are_compared_with_the_data_set_s_maxima(
         experiment.run(both, tmp_path / "run")
     assert "maximum for 1 of 6 live units" in caplog.text
     found = rows(tmp_path / "run")
-    assert float(found[alive[0] + 1]["ratio"]) == pytest.approx(4, rel=1e-4)
-    assert found[alive[1] + 1]["ratio"] == ""
+    assert float(found[alive[0]]["ratio"]) == pytest.approx(4, rel=1e-4)
+    assert found[alive[1]]["ratio"] == ""
     pictures = painted(tmp_path / "run")["conv2"]
     for unit, picture in pictures.items():
         (shown,) = atlas.Atlas(folder).unit("conv2", unit).panels()["features"]
