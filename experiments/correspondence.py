@@ -218,13 +218,13 @@ def _table(
         yield f"{row:{wide}}" + "".join(f"{cell:>18}" for cell in cells)
     for place, layer in enumerate(layers):
         for row, where in PLACES.items():
-            better = [
-                part
+            gains = {
+                part: numbers[row, part][place, 0] - numbers[part, part][place, 0]
                 for part in parts.boxes
-                if numbers[part, part][place, 0] < numbers[row, part][place, 0]
-            ]
+            }
+            better = [f"{part} by {x:.3f}" for part, x in gains.items() if x > 0]
             yield (
-                f"{layer}: more consistent than masks of the same sizes {where}:"
+                f"{layer}: lower than the mean of masks of the same sizes {where}:"
                 f" {', '.join(better) or 'no part'} ({len(better)} of"
                 f" {len(parts.boxes)})"
             )

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import units
 from nstvis import devices, images, models
+from nstvis.errors import unknown
 from nstvis.units import scan_file, sheets
 from nstvis.units.atlas import Atlas, Unit
 from nstvis.units.receptive_fields import receptive_fields
@@ -59,7 +60,16 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if not config.atlas:
         names = ("model", "weights", "dataset", "split", "data_dir", "size", "batch")
         same = {name: getattr(config, name) for name in names}
+        counts = models.units(*models.load(config.model, config.weights), config.size)
+        if layer not in counts:
+            raise ValueError(unknown("layer", layer, counts))
+        if int(digits) >= counts[layer]:
+            last = counts[layer] - 1
+            raise ValueError(f"no unit {digits} in {layer}: there are 0 to {last}")
         if code := units.run(units.Config(layers=layer, **same), workdir):
+            logger.info(
+                "the same command with --workdir=%s goes on from there", workdir
+            )
             return code
     if not devices.is_lead():
         return 0

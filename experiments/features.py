@@ -27,7 +27,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -65,7 +64,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if config.chunk < 1:
         raise ValueError("chunk should be at least 1")
     forward, params = models.load(config.model, config.weights, seed=config.seed)
-    wanted = parse_units(config.units, _counts(config, forward, params))
+    counts = models.units(forward, params, config.size)
+    wanted = parse_units(config.units, counts)
     maxima = _maxima(config, forward, params)
     with runs.interruptible() as interruption:
         for layer, units in wanted.items():
@@ -111,19 +111,6 @@ def parse_units(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
             raise ValueError(f"no unit {part}: there are 0 to {every[-1]}")
         found.setdefault(layer, set()).update(every if number == "*" else [int(number)])
     return {layer: sorted(numbers) for layer, numbers in found.items()}
-
-
-def _counts(
-    config: Config, forward: models.Forward, params: models.Params
-) -> dict[str, int]:
-    image = jax.ShapeDtypeStruct((1, config.size, config.size, 3), "float32")
-    counts = {}
-
-    def trace(images: jax.Array) -> None:  # JAX would return the layers sorted by name
-        counts.update({k: x.shape[-1] for k, x in forward(params, images).items()})
-
-    jax.eval_shape(trace, image)
-    return counts
 
 
 def _maxima(
@@ -175,16 +162,21 @@ def _join(
 ) -> None:
     """Shows the pictures in the atlas, beside the patches of the layers it has."""
     folder = pathlib.Path(config.atlas)
+    there = atlas.Atlas(folder).layers
+    for layer in wanted:
+        if layer not in there:
+            logger.warning("atlas=%s has no %s, and shows none of it", folder, layer)
     joined = {
         layer: {
             unit: np.asarray(images.read(_file(workdir, layer, unit)))[None]
             for unit in units
         }
         for layer, units in wanted.items()
-        if layer in atlas.Atlas(folder).layers
+        if layer in there
     }
-    atlas.add(folder, "features", joined)
-    logger.info("%s", folder / "index.html")
+    if joined:
+        atlas.add(folder, "features", joined)
+        logger.info("%s", folder / "index.html")
 
 
 class Row(NamedTuple):

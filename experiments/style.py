@@ -22,7 +22,7 @@ from PIL import Image
 
 from nstvis import assets, images, runs
 from nstvis.synthesis.style import Moment, StyleTransfer
-from nstvis.synthesis.style_settings import Settings, long_sides
+from nstvis.synthesis.style_settings import Settings, check, long_sides
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     """Paints, or goes on painting where the same command was interrupted."""
     _check(config)
     content, styles = _open(config)
+    check(config, len(styles))
     checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
     losses = workdir / "loss.png"  # written last, so a mark of the end

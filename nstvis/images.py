@@ -233,9 +233,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a picture file")
     if not path.exists():
-        names = [entry.name for entry in path.parent.glob("*")]
-        close = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        names = {entry.stem: entry.name for entry in path.parent.glob("*")}
+        close = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f"; did you mean {names[close[0]]}?" if close else ""
         raise FileNotFoundError(f"{path}: no such file{hint}")
     with _decoded(path, str(path)) as image:
         yield image

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import math
 import pathlib
 import re
 import sys
@@ -75,9 +76,16 @@ def parse_config(
     holder = config_flags.DEFINE_config_dataclass(
         "config", experiment.Config(), "", values, sys_argv=argv, parse_fn=preset
     )
-    rest = values(argv)[1:]
+    try:
+        rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = ["experiment", "workdir", "help", "config.FIELD"]
+        raise ValueError(unknown("flag", error.flagname, known)) from error
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
+    for name, value in vars(holder.value).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} should be a finite number")
     return holder.value
 
 

@@ -371,7 +371,8 @@ class Progress:
     def _pace(self, step: int) -> str:
         """The time left and the speed, by the work of late; nothing at first."""
         (began, first), (now, last) = self._recent[0], self._recent[-1]
-        if last == first or now == began:
+        # The first steps are dispatched long before they are done.
+        if last == first or now - began < 0.1:
             return ""
         speed = (self._work[last] - self._work[first]) / (now - began)
         left = round((self._work[-1] - self._work[step]) / speed)

@@ -315,12 +315,13 @@ def panels(given, tmp_path_factory):
     layers = {"conv1": panel_of(range(5), 9, 7), "fc": panel_of(range(6), 9, 64)}
     atlas.write(folder, *given, {"deconvnet": layers})
     atlas.add(folder, "features", {"block/2 ü": panel_of([1, 33], 4, 16)})
-    atlas.add(folder, "features", {"fc": panel_of([1], 1, 24)})
+    atlas.add(folder, "features", {"fc": panel_of([1, 3], 1, 24)})
+    atlas.add(folder, "features", {"fc": panel_of([5], 1, 24)})
     atlas.add(folder, "features", {"block/2 ü": panel_of([2, 34], 1, 20)})
     return folder
 
 
-def test_panels_are_read_and_the_newest_of_a_title_and_layer_counts(panels):
+def test_panels_are_read_and_those_of_another_size_replaced(panels):
     read = atlas.Atlas(panels)
     wanted = [("conv1", 4, "deconvnet", 9, 7), ("fc", 0, "deconvnet", 9, 64)]
     wanted += [("block/2 ü", unit, "features", 1, 20) for unit in (2, 34)]
@@ -332,7 +333,10 @@ def test_panels_are_read_and_the_newest_of_a_title_and_layer_counts(panels):
             difference = np.array(picture) - panel_colour(number, slot)
             assert np.abs(difference).max() <= (0 if side <= 32 else 12)
     assert read.unit("block/2 ü", 33).panels() == {}
-    assert set(read.unit("fc", 1).panels()) == {"deconvnet", "features"}
+    for unit in (1, 3, 5):  # of two calls
+        (picture,) = read.unit("fc", unit).panels()["features"]
+        assert (np.array(picture) == panel_colour(unit, 0)).all()
+    assert set(read.unit("fc", 4).panels()) == {"deconvnet"}
     assert len(read.unit("conv1", 4).patches()) == 9
 
 

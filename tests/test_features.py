@@ -391,6 +391,7 @@ def test_activations_are_compared_with_the_data_set_s_maxima(
     with caplog.at_level(logging.INFO):
         experiment.run(both, tmp_path / "run")
     assert "maximum for 1 of 6 live units" in caplog.text
+    assert f"atlas={folder} has no conv1" in caplog.text
     found = rows(tmp_path / "run")
     assert float(found[alive[0]]["ratio"]) == pytest.approx(4, rel=1e-4)
     assert found[alive[1]]["ratio"] == ""

@@ -68,11 +68,14 @@ USAGE = {
     "preset": (["--experiment=style", "--config=ngg"], "did you mean 'ng'"),
     "integer": (["--experiment=style", "--config.size=abc"], "--config.size=abc"),
     "word": (["--experiment=style", "stray"], "'stray'"),
-    "flag": (["--experiment=style", "--wrokdir=x"], "workdir"),
+    "flag": (["--experiment=style", "--wrokdir=x"], "did you mean 'workdir'?"),
+    "bare": (["--experiment=style", "--size=3"], "config.FIELD"),
+    "nan": (["--experiment=style", "--config.beta=nan"], "beta=nan should be"),
 }
 
 # Refused by what the arguments name.
 NAMED = {
+    "size": ("--config.size=-5", "size should be at least 1"),
     "content": ("--config.content={}/phto.jpg", "did you mean photo.jpg"),
     "broken": ("--config.content={}/broken.png", "broken.png: "),
     "weights": ("--config.weights={}/nowhere.safetensors", "nowhere.safetensors"),

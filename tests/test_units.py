@@ -262,7 +262,9 @@ def test_backward_pictures_are_beside_the_patches(tmp_path):
         (["--config.k=0"], "k should be at least 1"),
         (["--config.size=8"], "too small"),
         (["--config.backward=guidde"], "did you mean 'guided'?"),
-        (["--config.merge=nowhere"], "nowhere"),
+        (["--config.merge=nowhere"], "nowhere: holds no finished scan"),
+        (["--experiment=explain_unit", "--config.unit=conv2:192"], "are 0 to 191"),
+        (["--experiment=explain_unit", "--config.unit=conv6:1"], "mean 'conv5'?"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path):
@@ -276,6 +278,7 @@ def test_mistakes_get_one_line(arguments, message, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
+    assert "step" not in done.stderr  # before any work
 
 
 def test_infinite_activations_are_no_winners(tmp_path):

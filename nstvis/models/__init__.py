@@ -99,6 +99,18 @@ def functional(network: nnx.Module) -> tuple[Forward, Params]:
     return forward, nnx.to_pure_dict(state)
 
 
+def units(forward: Forward, params: Params, size: int) -> dict[str, int]:
+    """Layer to how many units it has, in the network's order, for images of a side."""
+    counts: dict[str, int] = {}
+
+    def trace(images: Array) -> None:  # JAX would return the layers sorted by name
+        found = forward(params, images)
+        counts.update({name: x.shape[-1] for name, x in found.items()})
+
+    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
+    return counts
+
+
 def network(
     name: str,
     weights: str,

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -97,8 +97,8 @@ def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
 
     Args:
         folder: The atlas's.
-        title: Of letters and digits. What an earlier call with the same title showed of
-            other layers stays.
+        title: Of letters and digits. What earlier calls with the same title showed of
+            other units stays, if it is as large in that layer.
         panel: Layer to unit to its pictures, uint8 `[n, side, side, 3]`; as many and as
             large for each unit of a layer.
 
@@ -128,12 +128,20 @@ def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) 
         shape, dtype = shapes.pop()
         if dtype != np.uint8 or len(shape) != 4 or shape[1:] != (shape[1],) * 2 + (3,):
             raise ValueError(f"{layer}: {title} should be uint8 [n, side, side, 3]")
-        listed[number] = _geometry(*shape[:2]) | {"units": sorted(pictures)}
+        geometry, old = _geometry(*shape[:2]), listed.get(number, {"units": []})
+        kept = old.pop("units") if old | geometry == old else []
+        listed[number] = geometry | {"units": sorted({*kept, *pictures})}
         for chunk in {unit // _ROWS for unit in pictures}:
-            units, empty = range(chunk * _ROWS, (chunk + 1) * _ROWS), np.zeros(shape)
-            rows = np.stack([pictures.get(unit, empty) for unit in units])
-            encoded = _sprite(rows.astype(np.uint8), listed[number]["pitch"])
-            _put(folder / f"{title}-{number}-{chunk}.webp", encoded)
+            path = folder / f"{title}-{number}-{chunk}.webp"
+            rows = np.zeros((_ROWS, *shape), np.uint8)
+            for row, unit in enumerate(range(chunk * _ROWS, (chunk + 1) * _ROWS)):
+                if unit in pictures:
+                    rows[row] = pictures[unit]
+                elif unit in kept:
+                    rows[row] = [
+                        *map(np.asarray, _Cells.at(path, geometry, row).read())
+                    ]
+            _put(path, _sprite(rows, geometry["pitch"]))
     panels = [{"title": title, "layers": listed} for title, listed in known.items()]
     _put_script(folder / "panels.js", "atlas.panels", panels)
 
@@ -160,6 +168,10 @@ class _Cells(NamedTuple):
     side: int
     pitch: int
     row: int
+
+    @classmethod
+    def at(cls, path: pathlib.Path, geometry: Mapping[str, int], row: int) -> Self:
+        return cls(path, geometry["k"], geometry["side"], geometry["pitch"], row)
 
     def read(self) -> list[Image.Image]:
         with Image.open(self.path) as sprite:
@@ -262,8 +274,7 @@ class Atlas:
 
     def _cells(self, geometry: Mapping[str, int], unit: int, files: str) -> _Cells:
         chunk, row = divmod(unit, geometry["rows"])
-        path = self._folder / f"{files}-{chunk}.webp"
-        return _Cells(path, geometry["k"], geometry["side"], geometry["pitch"], row)
+        return _Cells.at(self._folder / f"{files}-{chunk}.webp", geometry, row)
 
     def _winner(self, images: Mapping[str, Any], winner: Sequence[Any]) -> Winner:
         score, index, top, left, bottom, right = winner

@@ -113,14 +113,7 @@ def _layers(
     chosen: Sequence[str],
 ) -> dict[str, int]:
     """Chosen layers, and how many units each has, in the network's order."""
-    units: dict[str, int] = {}
-    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
-
-    def trace(images: jax.Array) -> None:
-        found = forward(params, images)
-        units.update({name: x.shape[-1] for name, x in found.items()})
-
-    jax.eval_shape(trace, image)
+    units = models.units(forward, params, size)
     for name in chosen:
         if name not in units:
             raise ValueError(unknown(f"layer of {model}", name, units))

@@ -136,8 +136,10 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
         with path.open("rb") as opened, np.load(opened) as file:
             about = About(**json.loads(str(file["about"])))
             leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path.parent}: holds no finished scan: there is no {path.name}"
+        ) from error
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no scan: {error}") from error
     return jax.tree.unflatten(like, leaves), about
