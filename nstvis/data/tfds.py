@@ -78,13 +78,16 @@ class Records:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what TFDS logs, but not its progress, from stderr."""
-    before = absl_logging.get_verbosity()
+    """Keeps what TFDS and its downloads log, but not their progress, from stderr."""
+    retries, before = logging.getLogger("urllib3"), absl_logging.get_verbosity()
+    level = retries.level
     absl_logging.set_verbosity(absl_logging.ERROR)
+    retries.setLevel(logging.ERROR)
     try:
         yield
     finally:
         absl_logging.set_verbosity(before)
+        retries.setLevel(level)
 
 
 @quiet()
