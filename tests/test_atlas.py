@@ -340,6 +340,29 @@ def test_panels_are_read_and_those_of_another_size_replaced(panels):
     assert len(read.unit("conv1", 4).patches()) == 9
 
 
+@pytest.mark.parametrize("side", [16, 20])
+def test_after_half_a_change_no_panel_is_read_wrongly(
+    given, tmp_path, monkeypatch, side
+):
+    layer, put = "block/2 ü", atlas._put
+    atlas.write(tmp_path, *given)
+    atlas.add(tmp_path, "features", {layer: panel_of([1, 33], 1, 16)})
+
+    def fail(path, content):
+        if path.name == "features-1-2.webp":  # unit 33's, the second one
+            raise OSError("the disk is full")
+        put(path, content)
+
+    monkeypatch.setattr(atlas, "_put", fail)
+    with pytest.raises(OSError, match="full"):
+        atlas.add(tmp_path, "features", {layer: panel_of([1, 33], 1, side)})
+    for unit in (1, 33):
+        found = atlas.Atlas(tmp_path).unit(layer, unit).panels()
+        assert list(found) == (["features"] if side == 16 else [])
+        for (picture,) in found.values():
+            assert (np.array(picture) == panel_colour(unit, 0)).all()
+
+
 def test_panels_that_do_not_fit_are_refused(folder, panels, tmp_path):
     good = panel_of([0], 1, 7)
     with pytest.raises(FileNotFoundError, match="holds no atlas"):

@@ -128,9 +128,10 @@ def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) 
         shape, dtype = shapes.pop()
         if dtype != np.uint8 or len(shape) != 4 or shape[1:] != (shape[1],) * 2 + (3,):
             raise ValueError(f"{layer}: {title} should be uint8 [n, side, side, 3]")
-        geometry, old = _geometry(*shape[:2]), listed.get(number, {"units": []})
-        kept = old.pop("units") if old | geometry == old else []
-        listed[number] = geometry | {"units": sorted({*kept, *pictures})}
+        geometry, old = _geometry(*shape[:2]), listed.pop(number, {"units": []})
+        kept = old["units"] if old | geometry == old else []
+        if old["units"] and not kept:
+            _list(folder, known)  # or after a kill, old numbers would tell of new files
         for chunk in {unit // _ROWS for unit in pictures}:
             path = folder / f"{title}-{number}-{chunk}.webp"
             rows = np.zeros((_ROWS, *shape), np.uint8)
@@ -142,8 +143,14 @@ def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) 
                         *map(np.asarray, _Cells.at(path, geometry, row).read())
                     ]
             _put(path, _sprite(rows, geometry["pitch"]))
-    panels = [{"title": title, "layers": listed} for title, listed in known.items()]
-    _put_script(folder / "panels.js", "atlas.panels", panels)
+        listed[number] = geometry | {"units": sorted({*kept, *pictures})}
+    _list(folder, known)
+
+
+def _list(folder: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes `panels.js`: title to layer number to what there is."""
+    content = [{"title": title, "layers": listed} for title, listed in panels.items()]
+    _put_script(folder / "panels.js", "atlas.panels", content)
 
 
 class Winner(NamedTuple):
@@ -405,7 +412,10 @@ def _put_script(path: pathlib.Path, target: str, content: Any) -> None:
 
 
 def _put(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, or leaves what was there."""
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        path.write_bytes(content)
+        partial.write_bytes(content)
+        os.replace(partial, path)
     except OSError as error:  # Python names the file only where it cannot be opened.
         raise OSError(error.errno, error.strerror, str(path)) from error
