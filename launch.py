@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         if claimed is not None:
             with contextlib.suppress(OSError):
                 (claimed / "error.txt").write_text(traceback.format_exc())
-        message, *_ = str(error).splitlines() or [repr(error)]
+        message = next(filter(str.strip, str(error).splitlines()), repr(error))
         print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ import dataclasses
 import io
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -107,13 +107,17 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if picture.exists():
         logger.info("finished already: %s", picture)
         return 0
-    layers = _layers(config)
+    for name in ("size", "draws", "batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} should be at least 1")
+    network = models.load(config.model, config.weights)
+    layers = _layers(config, models.units(*network, config.size))
     if config.parts:
         parts = correspondence.read(pathlib.Path(config.parts), config.size)
     else:
         parts = correspondence.drawn(config.count, config.size)
     masks = _masks(config, parts)
-    changes, signal = _measure(config, workdir, parts, masks, layers)
+    changes, signal = _measure(config, workdir, network, parts, masks, layers)
     if signal:
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + signal
@@ -129,11 +133,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     return 0
 
 
-def _layers(config: Config) -> list[str]:
-    for name in ("size", "draws", "batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} should be at least 1")
-    layers, known = config.layers.split(","), models.layers(config.model)
+def _layers(config: Config, known: Collection[str]) -> list[str]:
+    layers = [name.strip() for name in config.layers.split(",")]
     for name in layers:
         if name not in known:
             raise ValueError(unknown(f"layer of {config.model}", name, known))
@@ -159,6 +160,7 @@ def _masks(config: Config, parts: Parts) -> list[Mask]:
 def _measure(
     config: Config,
     workdir: pathlib.Path,
+    network: tuple[models.Forward, models.Params],
     parts: Parts,
     masks: Sequence[Mask],
     layers: Sequence[str],
@@ -167,10 +169,7 @@ def _measure(
 
     The second number is 0, or that of the signal that interrupted it.
     """
-    forward, params = models.load(config.model, config.weights)
-    compare = correspondence.Comparison(
-        forward, params, layers, parts.images, config.batch
-    )
+    compare = correspondence.Comparison(*network, layers, parts.images, config.batch)
     checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
     done, cost = checkpoints.latest(), compare.flops()
     changes = jnp.zeros((len(masks), len(layers), len(parts.images)))
@@ -257,7 +256,10 @@ def _draw(
     numbers: Numbers,
 ) -> None:
     """Draws every row's masks on some images, and its bars beside them."""
-    from matplotlib.figure import Figure  # half a second, at the end of a run
+    import matplotlib  # half a second, at the end of a run
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
 
     rows, columns = ["original", *_rows(parts)], min(SHOWN, len(parts.images))
     # In inches: cells of one, with labels before them and bars after them.

@@ -187,7 +187,7 @@ def _first(
         split=config.split or seen.split,
         data_dir=config.data_dir or seen.data_dir,
         size=learned.size,
-        layers=config.layers.split(",") if config.layers else (),
+        layers=[*map(str.strip, config.layers.split(","))] if config.layers else (),
         k=9,
         patches=1,
         suppress=False,

@@ -13,7 +13,7 @@ are as small as they are, why there are nine, and which they are; leaves them in
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Config:
 
 def run(config: Config, workdir: pathlib.Path) -> int:
     """Looks the unit up, or finds its patches, and explains it."""
-    layer, _, digits = config.unit.partition(":")
+    layer, _, digits = config.unit.rpartition(":")
     if not digits.isdecimal():
         raise ValueError(f"unit={config.unit} should be LAYER:NUMBER, such as conv2:17")
     folder = pathlib.Path(config.atlas or workdir)
@@ -95,8 +95,9 @@ def _explained(unit: Unit, about: scan_file.About) -> Iterator[str]:
         f"{unit.layer}:{unit.number} is one of the {about.layers[unit.layer]} units of"
         f" {unit.layer} in {about.model} (weights: {about.weights})."
     )
-    kernel = params.get(unit.layer, {}).get("kernel")
-    if kernel is not None:
+    own = params.get(unit.layer)
+    if isinstance(own, Mapping) and "kernel" in own:
+        kernel = own["kernel"]
         shape = " x ".join(map(str, kernel.shape[:-1]))
         yield f"Its filter: {shape} weights, which it multiplies with the layer below."
     if stride:

@@ -121,6 +121,7 @@ def _maxima(
         return {}
     folder = pathlib.Path(config.atlas)
     _, about = scan_file.load(folder / "scan.npz")
+    atlas.Atlas(folder)  # or there would be an error after all the work
     if about.network != scan_file.network_hash(forward, params, about.size):
         raise ValueError(
             f"atlas={folder} is of another network: {about.model} with the weights"
@@ -211,8 +212,9 @@ def _report(
         ]
         _say(layer, rows)
         sheet = images.sheet(list(map(images.read, files)), list(map(_label, rows)))
-        images.write(workdir / f"{layer}.png", sheet)
-        logger.info("%s", workdir / f"{layer}.png")
+        page = workdir / f"{layer.replace('/', '_')}.png"
+        images.write(page, sheet)
+        logger.info("%s", page)
         for row in rows:
             numbers = row.activation, row.maximum, row.ratio
             told = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]

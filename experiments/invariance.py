@@ -136,8 +136,10 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if page.exists():
         logger.info("finished already: %s", page)
         return 0
-    layers = _layers(config)
+    if config.size < 2:
+        raise ValueError("size should be at least 2, as pictures are moved by a pixel")
     subject, table = subjects.load(config), workdir / "invariance.csv"
+    layers = _layers(config, subject)
     with runs.interruptible() as interruption:
         _compare(config, subject, layers, table, interruption)
     if interruption.signal:
@@ -151,8 +153,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     return 0
 
 
-def _layers(config: Config) -> list[str]:
-    known = models.layers(config.model)
+def _layers(config: Config, subject: Subject) -> list[str]:
+    known = models.units(subject.forward, subject.params, config.size)
     chosen = [name.strip() for name in config.layers.split(",")]
     if not config.layers:
         after = [name for name in known if not name.endswith("_pre")]
@@ -260,7 +262,10 @@ def _draw(
     page: pathlib.Path,
 ) -> None:
     """Writes the paper's Figure 5: a row for each transformation."""
-    from matplotlib.figure import Figure  # half a second, at the end of a run
+    import matplotlib  # half a second, at the end of a run
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
 
     figure = Figure(figsize=(16, 10.5), layout="constrained")
     rows = figure.subplots(3, 4)
@@ -284,9 +289,8 @@ def _draw(
 
 
 def _name(subject: Subject, picture: Picture) -> str:
-    source = "true class" if picture.known else "first choice"
     name = pathlib.Path(picture.name).name
-    return f"{name}: {short(subject.classes[picture.label])} ({source})"
+    return f"{name}: {short(subject.classes[picture.label])} ({picture.why})"
 
 
 def _color(number: int) -> str:

@@ -143,7 +143,7 @@ def _plainly(config: Config, subject: Subject) -> Callable[[np.ndarray], Sequenc
     """What there is to see without the square: unit, its picture, probabilities."""
     forward, params = subject.forward, subject.params
     layer, _, digits = config.unit.partition(":")
-    if layer not in (layers := models.layers(config.model)):
+    if layer not in (layers := models.units(forward, params, config.size)):
         raise ValueError(unknown("layer", layer, layers))
     network = backprop.ruled(forward, config.rule)
 
@@ -188,14 +188,13 @@ def _read(file: pathlib.Path) -> Found:
 def _told(config: Config, subject: Subject, picture: Picture, found: Found) -> str:
     row, column = _place(config, found)
     label = short(subject.classes[picture.label])
-    known = "its class" if picture.known else "the network's own first choice"
     first = short(subject.classes[int(found.first)])
     seen = "" if found.first == picture.label else f" (it says {first})"
     lowest = found.probabilities.argmin()
     there = short(subject.classes[int(found.firsts.flat[lowest])])
     share = (found.firsts == picture.label).mean()
     return (
-        f"{picture.name}: {label}, {known}: {found.probability:.0%}{seen};"
+        f"{picture.name}: {label} ({picture.why}): {found.probability:.0%}{seen};"
         f" {found.probabilities.flat[lowest]:.0%} with the square at row {row}, column"
         f" {column}, where it says {there}; {label} at {share:.0%} of the places"
     )
@@ -225,7 +224,10 @@ def _draw(
     config: Config, subject: Subject, found: Sequence[Found], page: pathlib.Path
 ) -> None:
     """Writes the paper's Figure 7, a row for each picture."""
-    from matplotlib.figure import Figure  # half a second, at the end of a run
+    import matplotlib  # half a second, at the end of a run
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
 
     figure = Figure(figsize=(15, 2.75 * len(found) + 0.5), layout="constrained")
     rows = figure.subplots(len(found), 5, squeeze=False)
@@ -267,10 +269,9 @@ def _draw_row(
         each.figure.colorbar(bar, ax=each, shrink=0.8)
     _draw_classes(subject.classes, picture.label, found.firsts, extent, axes[4])
     label = short(subject.classes[picture.label])
-    source = "true class" if picture.known else "network's first choice"
     titles = [
         *(pathlib.Path(picture.name).name, unit, unit),
-        f"{label} ({source}): {found.probability:.0%}",
+        f"{label} ({picture.why}): {found.probability:.0%}",
     ]
     for each, title in zip(axes, titles):
         each.set_title(title, fontsize=9)

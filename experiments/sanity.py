@@ -105,15 +105,17 @@ def run(config: Config, workdir: pathlib.Path) -> None:
             raise ValueError(f"{name} should be at least 1")
     if config.weights == "random":
         raise ValueError("weights=random: there is nothing to make random")
-    names = models.layers(config.model)
+    forward, params = models.load(config.model, config.weights)
+    names = list(models.units(forward, params, config.size))
     if config.layer not in names:
         raise ValueError(unknown("layer", config.layer, names))
-    forward, params = models.load(config.model, config.weights)
     images = _images(config)
     logits = np.asarray(jax.jit(forward)(params, images)[names[-1]])
+    if logits.ndim != 2:
+        raise ValueError(f"{names[-1]}, the last of {config.model}, are no logits")
     classes, seed = logits.shape[1], config.seed + 1
     _, random = models.load(config.model, "random", classes=classes, seed=seed)
-    depths = {"none": params} | randomised(params, random, names)
+    depths = {"none": params} | randomised(forward, params, random, images[:1])
     pictures = _pictures(forward, depths, names[-1], images, logits.argmax(1))
     similar = {
         rule: [rank_correlation(made[0], other) for other in made]
@@ -196,21 +198,29 @@ def _images(config: Config) -> np.ndarray:
 
 
 def randomised(
-    params: Params, random: Params, names: Sequence[str]
+    forward: Forward, params: Params, random: Params, image: Array | np.ndarray
 ) -> dict[str, Params]:
     """Networks of which ever more is random, from the last layer down.
 
     Args:
+        forward: The network.
         params: The trained network's, by layer.
         random: The random network's.
-        names: The layers in order.
+        image: `[1, height, width, 3]`, to see which activations a layer changes.
 
     Returns:
         Layer to the network that is random from there on.
     """
-    order = sorted(params, key=lambda name: names.index(name) if name in names else 0)
+    image = jnp.asarray(image)
+    trained = forward(params, image)
+
+    def depth(name: str) -> int:
+        mixed = forward({**params, name: random[name]}, image)
+        same = [np.array_equal(trained[layer], mixed[layer]) for layer in trained]
+        return [*same, False].index(False)
+
     mixed, found = dict(params), {}
-    for name in reversed(order):
+    for name in sorted(params, key=depth, reverse=True):
         mixed[name] = random[name]
         found[name] = dict(mixed)
     return found

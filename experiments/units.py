@@ -24,6 +24,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -91,14 +92,17 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if (workdir / "index.html").exists():
         logger.info("finished already: %s", workdir / "index.html")
         return 0
+    _check(config)
     file = workdir / "scan.npz"
     if config.merge:
         paths = [pathlib.Path(part) / "scan.npz" for part in config.merge.split(",")]
         state, about = scan_file.merge(paths)
         subject = scan.subject_of(about)
+        _check_backward(config, subject)
         scan_file.save(file, state, about)
     else:
         subject = _subject(config)
+        _check_backward(config, subject)
         scan_file.refuse_changed(workdir / "scan.json", subject.about)
         if not file.exists():
             state, signal = scan.run(
@@ -122,12 +126,30 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     return 0
 
 
-def _subject(config: Config) -> scan.Subject:
+def _check(config: Config) -> None:
     if config.backward and config.backward not in backprop.RULES:
         raise ValueError(unknown("backward picture", config.backward, backprop.RULES))
-    for name in ("size", "k", "patches_per_image", "batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} should be at least 1")
+    least = dict.fromkeys(("size", "k", "patches_per_image", "batch", "per_class"), 1)
+    for name, number in (least | {"workers": 0}).items():
+        if getattr(config, name) < number:
+            raise ValueError(f"{name} should be at least {number}")
+
+
+def _check_backward(config: Config, subject: scan.Subject) -> None:
+    """Refuses a network that the rule does not apply to, before all the work."""
+    if not config.backward:
+        return
+    size = subject.about.size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    try:
+        jax.eval_shape(
+            backprop.ruled(subject.forward, config.backward), subject.params, image
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}; --config.backward= does without") from error
+
+
+def _subject(config: Config) -> scan.Subject:
     return scan.subject(
         model=config.model,
         weights=config.weights,
@@ -135,7 +157,7 @@ def _subject(config: Config) -> scan.Subject:
         split=config.split,
         data_dir=config.data_dir,
         size=config.size,
-        layers=config.layers.split(",") if config.layers else (),
+        layers=[*map(str.strip, config.layers.split(","))] if config.layers else (),
         k=config.k,
         patches=config.patches_per_image,
         suppress=config.suppress,
@@ -246,9 +268,10 @@ def _write_sheets(
         units = len(layer.mean)
         nine = sheets.representative(layer, drawn[name], 9, config.seed)
         every = list(range(units))
-        pages = {f"{name}_all.png": (every, 32, math.ceil(math.sqrt(units)))}
+        stem = name.replace("/", "_")
+        pages = {f"{stem}_all.png": (every, 32, math.ceil(math.sqrt(units)))}
         if nine:
-            pages[f"{name}.png"] = nine, 64, 3
+            pages[f"{stem}.png"] = nine, 64, 3
         for file, how in pages.items():
             page = sheets.sheet(name, drawn[name], *how, projected.get(name))
             images.write(folder / file, page)

@@ -58,13 +58,16 @@ class Damaged:
         with _LISTING:
             if example.id not in self.ids():
                 _log.warning("skipped a damaged image: %s", error)
-                with self.path.open("a") as file:
+                with self.path.open("a", errors="surrogateescape") as file:
                     file.write(f"{example.id}\t{error}\n")
 
     def ids(self) -> list[str]:
         """The images listed so far."""
         with contextlib.suppress(FileNotFoundError):
-            return [line.split("\t")[0] for line in self.path.read_text().splitlines()]
+            return [
+                line.split("\t")[0]
+                for line in self.path.read_text(errors="surrogateescape").splitlines()
+            ]
         return []
 
 

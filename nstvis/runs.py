@@ -236,8 +236,9 @@ class Checkpoints:
         Use it as a context manager: saving goes on in the background until the end.
         """
         policies = ocp.training.preservation_policies
+        self._folder = workdir / "checkpoints"
         self._keeper = ocp.training.Checkpointer(
-            str((workdir / "checkpoints").absolute()),
+            str(self._folder.absolute()),
             preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [policies.LatestN(2), policies.CustomSteps(keep)]
             ),
@@ -284,10 +285,18 @@ class Checkpoints:
         Args:
             like: Arrays of the same shapes, on the devices where they should be.
             **parts: What was saved with it and can load itself.
+
+        Raises:
+            ValueError: Its arrays are of other shapes.
         """
         if not self.latest():
             return like
         wanted = {"state": _abstract(like)} | parts
+        if not _fits(path := self._folder / str(self.latest()), wanted["state"]):
+            raise ValueError(
+                f"{path} does not fit: the run was begun on another number of devices,"
+                " or by another version; name another --workdir"
+            )
         found = self._keeper.load_checkpointables(None, wanted)
         return _filled(like, found["state"])
 
@@ -308,14 +317,18 @@ def read_checkpoint(workdir: pathlib.Path, step: int, like: Any) -> Any:
     path = workdir / "checkpoints" / str(step)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    file, wanted = str(path.absolute()), _abstract(like)
-    # Asked first, as Orbax says the same in many lines, and some of them later.
-    known = ocp.metadata(file, "state").metadata
-    shapes = [{k: x.shape for k, x in part.items()} for part in (known, wanted)]
-    if shapes[0] != shapes[1]:
+    wanted = _abstract(like)
+    if not _fits(path, wanted):
         raise ValueError(f"{path} is of another network")
-    found = ocp.load_checkpointables(file, {"state": wanted})
+    found = ocp.load_checkpointables(str(path.absolute()), {"state": wanted})
     return _filled(like, found["state"])
+
+
+def _fits(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    """Whether the arrays have the shapes; Orbax says so in many lines, some later."""
+    known = ocp.metadata(str(path.absolute()), "state").metadata
+    shapes = [{k: x.shape for k, x in part.items()} for part in (known, wanted)]
+    return shapes[0] == shapes[1]
 
 
 def _abstract(like: Any) -> dict[str, jax.ShapeDtypeStruct]:

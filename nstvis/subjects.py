@@ -47,8 +47,8 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     # Number of the class that is looked for.
     label: int
-    # Whether that is the true one, rather than what the network takes it for.
-    known: bool
+    # Why that one, such as "true class".
+    why: str
 
 
 class Subject(NamedTuple):
@@ -81,16 +81,21 @@ def load(config: Subjects) -> Subject:
     opened = [_opened(part, config, source) for part in parts]
     first = jax.jit(lambda params, x: list(forward(params, x).values())[-1][0])
     logits = [np.asarray(first(params, pixels[None])) for _, pixels, _ in opened]
+    if logits[0].ndim != 1:
+        raise ValueError(
+            f"the last activation of {config.model} is no vector of logits"
+        )
     classes = _classes(config, source, len(logits[0]))
-    told = [_named(kind, classes) for _, _, kind in opened]
+    told, why = [_named(kind, classes) for _, _, kind in opened], "true class"
     if labels:
         told = [_asked(labels[i % len(labels)], classes) for i in range(len(parts))]
+        why = "asked for"
     pictures = [
         Picture(
             name,
             pixels,
             int(scores.argmax()) if label is None else label,
-            label is not None,
+            "network's first choice" if label is None else why,
         )
         for (name, pixels, _), scores, label in zip(opened, logits, told)
     ]

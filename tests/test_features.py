@@ -218,6 +218,8 @@ def test_wrong_units_are_refused_with_advice(text, message):
         ({"canvas": "pixel"}, "did you mean 'pixels'"),
         ({"steps": 0}, "steps should be at least 1"),
         ({"tv": -1.0}, "tv should not be negative"),
+        ({"scale": 1.0}, "scale should be below 1"),
+        ({"learning_rate": 0.0}, "learning_rate should be positive"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_advice(changes, message):

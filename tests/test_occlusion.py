@@ -278,11 +278,11 @@ def test_what_cannot_be_is_refused_in_a_line(pictures, options, message):
 
 
 def test_it_runs_offline_and_then_says_that_it_has(tmp_path):
-    Image.fromarray(noise(60, 50, 3).astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(noise(60, 50, 3).astype(np.uint8)).save(tmp_path / "a$_$.png")
     arguments = [
         "--experiment=occlusion",
         f"--workdir={tmp_path / 'run'}",
-        f"--config.image=demo,{tmp_path / 'a.png'}",
+        f"--config.image=demo,{tmp_path / 'a$_$.png'}",
         "--config.size=48",
         "--config.square=11",
         "--config.stride=10",
@@ -291,11 +291,11 @@ def test_it_runs_offline_and_then_says_that_it_has(tmp_path):
     done = launcher.launch(*arguments)
     assert done.returncode == 0, done.stderr
     assert "demo: " in done.stderr
-    assert "the network's own first choice: " in done.stderr
+    assert "(network's first choice): " in done.stderr
     assert len(rows(tmp_path / "run")) == 2 * 5 * 5
     assert {row["image"] for row in rows(tmp_path / "run")} == {
         "demo",
-        str(tmp_path / "a.png"),
+        str(tmp_path / "a$_$.png"),
     }
     written = (tmp_path / "run/occlusion.png").stat().st_mtime_ns
     again = launcher.launch(*arguments)

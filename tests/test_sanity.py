@@ -62,13 +62,20 @@ def test_verdicts_on_optimised_pictures(ratios, words):
 
 
 def test_weights_become_random_from_the_last_layer_down():
-    names = ["conv1_pre", "conv1", "conv3", "fc8"]
-    params = {name: {"kernel": jnp.ones(3)} for name in ("fc8", "conv1", "conv3")}
-    random = {name: {"kernel": jnp.zeros(3)} for name in params}
-    found = sanity.randomised(params, random, names)
-    assert list(found) == ["fc8", "conv3", "conv1"]
-    alive = [{n for n in params if d[n]["kernel"].any()} for d in found.values()]
-    assert alive == [{"conv1", "conv3"}, {"conv1"}, set()]
+    """Whatever their names are, which need not be the activations'."""
+    names = ["stem", "body", "classifier"]
+    params = {name: jnp.ones((1, 3)) for name in ("classifier", "stem", "body")}
+    random = {name: jnp.zeros((1, 3)) for name in names}
+
+    def forward(params, images):
+        x = {"one": images * params["stem"]}
+        x["two"] = x["one"] + params["body"]
+        return x | {"out": x["two"] * params["classifier"]}
+
+    found = sanity.randomised(forward, params, random, np.ones((1, 3)))
+    assert list(found) == names[::-1]
+    alive = [{n for n in params if d[n].any()} for d in found.values()]
+    assert alive == [{"stem", "body"}, {"stem"}, set()]
 
 
 SMALL = [

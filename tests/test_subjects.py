@@ -26,20 +26,21 @@ def test_the_class_is_the_data_set_s_or_the_network_s_first_choice(goldfish):
     subject = load(goldfish, image="0,1,2")
     own = {part.name: part for part in subject.pictures}
     assert set(own) == {"0 7", "1 goldfish", "2 nonsense"}
-    assert own["1 goldfish"].known
+    assert own["1 goldfish"].why == "true class"
     name = subject.classes[own["1 goldfish"].label]
     assert name == "goldfish, Carassius auratus"
     forward, params = models.load("alexnet_small")
     for name in ("0 7", "2 nonsense"):  # a number in a data set is no class's number
         logits = forward(params, own[name].pixels[None])["fc8"]
-        assert (own[name].label, own[name].known) == (int(logits.argmax()), False)
+        assert own[name].label == int(logits.argmax())
+        assert own[name].why == "network's first choice"
 
 
 def test_a_class_can_be_told_by_name_or_number(goldfish):
     subject = load(goldfish, image="0,1,2", label="lemon, goldfish,17")
     names = [subject.classes[picture.label] for picture in subject.pictures]
     assert names == ["lemon", "goldfish, Carassius auratus", subject.classes[17]]
-    assert all(picture.known for picture in subject.pictures)
+    assert all(picture.why == "asked for" for picture in subject.pictures)
     subject = load(goldfish, image="0,1", label="lemon")
     names = [subject.classes[picture.label] for picture in subject.pictures]
     assert names == ["lemon", "lemon"]

@@ -209,7 +209,7 @@ class Network(nnx.Module):
 
     def __call__(self, images):
         stem = jax.nn.relu(self.conv(images / 255))
-        return {"stem": stem, "mean": stem.mean((1, 2))}
+        return {"stem/1": stem, "mean": stem.mean((1, 2))}
 
 
 def build(*, pooling, last, rngs, classes=10):
@@ -230,9 +230,34 @@ def test_a_network_of_one_s_own_works_the_day_it_is_written(tmp_path):
     assert done.returncode == 0, done.stderr
     found = table.load(tmp_path / "run/units.npz")
     assert {name: tuple(found.fields[name]) for name in found.layers} == {
-        "stem": (3, 3, 1),
+        "stem/1": (3, 3, 1),
         "mean": (16, 16, 0),
     }
+    assert (tmp_path / "run/sheets/stem_1.png").exists()
+
+
+def test_a_network_without_a_rule_is_refused_before_the_scan(tmp_path):
+    (tmp_path / "fork.py").write_text(FORK.replace("jax.nn.relu", "jax.nn.gelu"))
+    done = launcher.launch(
+        "--experiment=units",
+        f"--config.model={tmp_path / 'fork.py'}",
+        "--config.weights=random",
+        "--config.split=train[:40]",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("--config.backward= does without")
+    assert not (tmp_path / "run/scan.npz").exists()
+
+
+def test_another_number_of_devices_is_told(tmp_path):
+    command = *WHOLE, f"--workdir={tmp_path / 'run'}"
+    process = start(*command)
+    kill_at(process, signal.SIGKILL, tmp_path / "run", 2)
+    finish(process, -signal.SIGKILL)
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    out = finish(start(*command, environment=two), 1)
+    assert "begun on another number of devices" in out.splitlines()[-1]
 
 
 def test_backward_pictures_are_beside_the_patches(tmp_path):
@@ -262,6 +287,7 @@ def test_backward_pictures_are_beside_the_patches(tmp_path):
         (["--config.k=0"], "k should be at least 1"),
         (["--config.size=8"], "too small"),
         (["--config.backward=guidde"], "did you mean 'guided'?"),
+        (["--config.per_class=0"], "per_class should be at least 1"),
         (["--config.merge=nowhere"], "nowhere: holds no finished scan"),
         (["--experiment=explain_unit", "--config.unit=conv2:192"], "are 0 to 191"),
         (["--experiment=explain_unit", "--config.unit=conv6:1"], "mean 'conv5'?"),

@@ -63,6 +63,10 @@ def check(settings: Settings) -> None:
     for field in ("scale", "rotate", "l2", "tv"):
         if getattr(settings, field) < 0:
             raise ValueError(f"{field} should not be negative")
+    if settings.scale >= 1:
+        raise ValueError("scale should be below 1")
+    if settings.learning_rate <= 0:
+        raise ValueError("learning_rate should be positive")
 
 
 class Found(NamedTuple):

@@ -112,10 +112,17 @@ def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
     for layer, pictures in panel.items():
         for unit in pictures:
             there.unit(layer, unit)
-    _add(pathlib.Path(folder) / "atlas", list(there.layers), title, panel)
+    # Without loss, as units that stay are written again each time.
+    _add(pathlib.Path(folder) / "atlas", list(there.layers), title, panel, True)
 
 
-def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) -> None:
+def _add(
+    folder: pathlib.Path,
+    layers: Sequence[str],
+    title: str,
+    panel: Panel,
+    lossless: bool = False,
+) -> None:
     if not title.isalnum():
         raise ValueError(f"the title {title!r} should be of letters and digits")
     known = {panel["title"]: panel["layers"] for panel in _json(folder / "panels.js")}
@@ -142,7 +149,7 @@ def _add(folder: pathlib.Path, layers: Sequence[str], title: str, panel: Panel) 
                     rows[row] = [
                         *map(np.asarray, _Cells.at(path, geometry, row).read())
                     ]
-            _put(path, _sprite(rows, geometry["pitch"]))
+            _put(path, _sprite(rows, geometry["pitch"], lossless))
         listed[number] = geometry | {"units": sorted({*kept, *pictures})}
     _list(folder, known)
 
@@ -340,14 +347,14 @@ def _geometry(k: int, side: int) -> dict[str, Any]:
     return {"k": k, "side": side, "pitch": pitch, "rows": _ROWS}
 
 
-def _sprite(cells: np.ndarray, pitch: int) -> bytes:
+def _sprite(cells: np.ndarray, pitch: int, lossless: bool = False) -> bytes:
     """A file of pictures; each one's edges go on to the end of its last block."""
     side = cells.shape[2]
     edge = (0, pitch - side)
     cells = np.pad(cells, [(0, 0), (0, 0), edge, edge, (0, 0)], "edge")
     units, k = cells.shape[:2]
     rows = cells.swapaxes(1, 2).reshape(units * pitch, k * pitch, 3)
-    file, lossless = io.BytesIO(), side <= _LOSSLESS
+    file, lossless = io.BytesIO(), lossless or side <= _LOSSLESS
     Image.fromarray(rows).save(file, "WEBP", quality=90, method=2, lossless=lossless)
     return file.getvalue()
 

@@ -127,6 +127,11 @@ def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
         Activations and positions, each `[batch, count, units]`; -inf and 0 where a map
         has no further one.
     """
+    if x.ndim not in (2, 4):
+        raise ValueError(
+            "activations should be [batch, height, width, units] or [batch, units], not"
+            f" of shape {x.shape}: choose other layers"
+        )
     x = x.reshape(len(x), *(x.shape[1:-1] or (1, 1)), x.shape[-1])
     width = x.shape[2]
     rows, columns = (lax.broadcasted_iota(jnp.int32, x.shape, i) for i in (1, 2))

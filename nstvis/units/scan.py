@@ -238,7 +238,7 @@ def layers(subject: Subject, state: maxima.State) -> dict[str, Layer]:
                 state.by_class,
             )
         )
-        seen = np.maximum(state.class_images, 1)[:, None]
+        seen = np.where(state.class_images, state.class_images, np.nan)[:, None]
         found[name] = Layer(
             top=top,
             least=least,

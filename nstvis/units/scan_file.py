@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nstvis import runs
 from nstvis.data import Source
 from nstvis.models import Forward, Params
 from nstvis.units import maxima
@@ -60,10 +61,15 @@ def network_hash(forward: Forward, params: Params, size: int) -> str:
 
 def source_hash(source: Source) -> str:
     """Which images these are, judged by their number and 32 of them."""
-    digest = hashlib.sha256(f"{len(source)} {list(source.classes)}".encode())
+    digest = hashlib.sha256(
+        f"{len(source)} {list(source.classes)}".encode(errors="surrogateescape")
+    )
     for i in np.linspace(0, len(source) - 1, 32).astype(int):
         example = source[int(i)]
-        digest.update(f"{example.id} {example.label}".encode() + example.encoded)
+        digest.update(
+            f"{example.id} {example.label}".encode(errors="surrogateescape")
+            + example.encoded
+        )
     return digest.hexdigest()[:16]
 
 
@@ -95,7 +101,10 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
     """
     text = json.dumps(dataclasses.asdict(about), indent=2)
     if path.exists():
-        earlier = json.loads(path.read_text())
+        try:
+            earlier = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: name another --workdir") from error
         for name, mine in json.loads(text).items():
             if earlier[name] != mine:
                 raise ValueError(
@@ -103,7 +112,7 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
                     f" {_short(earlier[name])}, is {_short(mine)}. Name another --workdir"
                 )
     else:
-        path.write_text(text)
+        runs.write_text(path, text)
 
 
 def _short(value: Any) -> str:

@@ -66,14 +66,18 @@ class Layer:
     silent: np.ndarray
     # int64 [units, bins], images by activation; `Table.edges` has the bins' borders.
     histogram: np.ndarray
-    # float32 [units, classes], mean activation for the images of a class.
+    # float32 [units, classes], mean activation for the images of a class; NaN without.
     class_mean: np.ndarray
 
     def favourite(self) -> np.ndarray:
-        """The class of the highest mean activation, int32 [units]; -1 without classes."""
+        """The class of the highest mean activation, int32 [units]; -1 if all are equal."""
         if not self.class_mean.shape[1]:
             return np.full(len(self.mean), -1, np.int32)
-        return self.class_mean.argmax(1).astype(np.int32)
+        none = np.isnan(self.class_mean)
+        highest = np.where(none, -np.inf, self.class_mean)
+        lowest = np.where(none, np.inf, self.class_mean).min(1)
+        found = np.where(highest.max(1) > lowest, highest.argmax(1), -1)
+        return found.astype(np.int32)
 
     def selectivity(self) -> np.ndarray:
         """How concentrated on its favourite class a unit is, float32 [units], 0 to 1.
@@ -83,12 +87,15 @@ class Layer:
         negative means count as 0.
         """
         means = np.maximum(np.nan_to_num(self.class_mean), 0)
+        seen = (~np.isnan(self.class_mean)).sum(1)
         if means.shape[1] < 2:
             return np.zeros(len(self.mean), np.float32)
         highest = means.max(1)
-        others = (means.sum(1) - highest) / (means.shape[1] - 1)
+        others = (means.sum(1) - highest) / np.maximum(seen - 1, 1)
+        others = np.where(seen > 1, others, highest)  # one class alone tells nothing
         both = highest + others
-        return np.where(both > 0, (highest - others) / np.maximum(both, 1e-30), 0)
+        index = np.where(both > 0, (highest - others) / np.maximum(both, 1e-30), 0)
+        return index.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
