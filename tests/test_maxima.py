@@ -125,7 +125,7 @@ def check(state, known, labels, **how):
         np.testing.assert_array_equal(state.histogram[:, unit], counts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 60),
     seed=st.integers(0, 2**32 - 1),

@@ -16,7 +16,7 @@ from nstvis.units import scan_file, table
 from nstvis.units.atlas import Atlas
 
 SIZE, IMAGES, BATCH = 32, 200, 16
-LAYERS = ("conv1", "conv3", "fc8")
+LAYERS = ("conv1", "conv2", "fc8")
 COMMAND = [
     "--experiment=units",
     f"--config.layers={','.join(LAYERS)}",
@@ -79,7 +79,7 @@ def test_the_table_says_what_was_found(whole, activations):
         assert (layer.histogram.sum(1) == IMAGES).all()
         assert (np.diff(layer.top.score) <= 0).all()
         assert (np.diff(layer.least.score) >= 0).all()
-    index = int(found.layers["conv3"].top.image[5, 0])
+    index = int(found.layers["conv2"].top.image[5, 0])
     assert found.examples[index] == (source[index].id, source[index].label)
 
 
@@ -251,7 +251,7 @@ def test_a_network_without_a_rule_is_refused_before_the_scan(tmp_path):
 
 
 def test_another_number_of_devices_is_told(tmp_path):
-    command = *WHOLE, f"--workdir={tmp_path / 'run'}"
+    command = *WHOLE, "--config.layers=conv1", f"--workdir={tmp_path / 'run'}"
     process = start(*command)
     kill_at(process, signal.SIGKILL, tmp_path / "run", 2)
     finish(process, -signal.SIGKILL)
