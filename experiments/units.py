@@ -12,7 +12,7 @@ the network once, and for every unit cut out the nine patches, at its receptive 
 that activate it most. Leaves an atlas to open in a browser (`index.html`), a page of
 nine units for each layer and one of all (`sheets/`), the numbers (`units.npz`, read by
 `nstvis.units.atlas`), and `scan.npz`, which `--config.merge` takes. The first command
-takes four minutes on two cores of an AMD EPYC (Zen 4), three of them for the deconvnet
+takes four minutes on two cores of an AMD EPYC (Zen 4), most of them for the deconvnet
 pictures of 2,888 units; the second nine minutes, at 350 images a second.
 """
 
