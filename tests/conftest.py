@@ -15,7 +15,11 @@ os.environ["PYTHONWARNINGS"] = "error"
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from nstvis import devices
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,3 +28,13 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def compiled_once(cache):
+    """For a file whose tests run the same programs."""
+    devices.keep_compiled()
+    compilation_cache.reset_cache()  # JAX looks only once whether there is one
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()

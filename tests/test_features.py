@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import launcher
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import features as experiment
-from nstvis import devices, images, models
+from nstvis import images, models
 from nstvis.synthesis import canvas, features
 from nstvis.units import atlas, scan_file, table
 from nstvis.units import maxima as running
@@ -44,14 +43,8 @@ QUICK = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(cache):
-    """Most searches here run the same program."""
-    devices.keep_compiled()
-    compilation_cache.reset_cache()  # JAX looks only once whether there is one
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+# Most searches here run the same program.
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def settings(**changes):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from nstvis import devices, images, models
@@ -26,14 +25,8 @@ QUICK = style.Settings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(cache):
-    """Most transfers here run the same program."""
-    devices.keep_compiled()
-    compilation_cache.reset_cache()  # JAX looks only once whether there is one
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+# Most transfers here run the same program.
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def quick(**changes):
