@@ -77,8 +77,9 @@ def ours(layer: str) -> Take:
     import jax
     import numpy as np
 
-    from nstvis import backprop, models
-    from nstvis.units import projections
+    from nstvis import models
+    from nstvis.probes import attribution
+    from nstvis.units import attributions
     from nstvis.units.receptive_fields import receptive_fields
     from nstvis.units.table import Layer, Winners
 
@@ -103,11 +104,11 @@ def ours(layer: str) -> Take:
         histogram=none,
         class_mean=none,
     )
-    network = backprop.ruled(forward, "deconvnet")
+    network = attribution.ruled(forward, "deconvnet")
 
     def take(batches: Sequence[Any]) -> None:
         for _ in batches:
-            made = projections.project(
+            made = attributions.project(
                 *(network, params, layer, wanted, fields[layer]),
                 *(pictures, BATCH),  # pyright: ignore[reportArgumentType]
             )

@@ -207,15 +207,15 @@ def theirs(model: str) -> tuple[Run, Callable[[], Run]]:
 
 
 def our_photographs(folder: str, case: Case) -> Iterator[Any]:
-    """The batches of `nstvis.batches`, made by threads."""
-    from nstvis import batches, data
+    """The batches of `nstvis.pipeline`, made by threads."""
+    from nstvis import data, pipeline
 
     source, damaged = data.load(f"folder:{folder}", "train"), Path(os.devnull)
-    made = batches.evaluation(
+    made = pipeline.evaluation(
         source,
         case.size,
         case.batch,
-        damaged=batches.Damaged(damaged),
+        damaged=pipeline.Damaged(damaged),
         workers=0,
     )
     return itertools.chain.from_iterable(iter(made) for _ in itertools.count())

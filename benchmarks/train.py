@@ -67,7 +67,8 @@ def jax_step() -> Take:
     import optax
 
     from experiments.train import Config
-    from nstvis import models, training
+    from nstvis import models
+    from nstvis.training.step import Trainer, trainable
 
     config = Config()
     network = models.network(config.model, "random", classes=CLASSES, seed=0)
@@ -77,8 +78,8 @@ def jax_step() -> Take:
         ),
         optax.sgd(1e-3, momentum=0.9, nesterov=True),
     )
-    trainer = training.Trainer(
-        training.trainable(network, config.dropout, jnp.float32),
+    trainer = Trainer(
+        trainable(network, config.dropout, jnp.float32),
         optimizer,
         smoothing=config.smoothing,
         ema=config.ema,
@@ -201,17 +202,19 @@ def taking(passes: Iterator[Any]) -> Take:
 
 
 def our_input(task: str, kind: str, size: int) -> Take:
-    """The batches of `nstvis.batches`, made by threads."""
+    """The batches of `nstvis.pipeline`, made by threads."""
     from experiments.train import Config
-    from nstvis import batches
+    from nstvis import pipeline
 
     config, images = Config(), source(kind)
-    common: Any = {"damaged": batches.Damaged(Path(os.devnull)), "workers": 0}
+    common: Any = {"damaged": pipeline.Damaged(Path(os.devnull)), "workers": 0}
     if task == "evaluation":
-        made = batches.evaluation(images, size, BATCH, **common)
+        made = pipeline.evaluation(images, size, BATCH, **common)
     else:
-        how = batches.Augmentation(crop=config.crop, color=config.color)
-        made = batches.training(images, size, BATCH, seed=0, augmentation=how, **common)
+        how = pipeline.Augmentation(crop=config.crop, color=config.color)
+        made = pipeline.training(
+            images, size, BATCH, seed=0, augmentation=how, **common
+        )
     return taking(iter(made) for _ in itertools.count())
 
 

@@ -7,7 +7,7 @@ r"""Asks whether a network knows that the eyes of two faces correspond.
 Zeiler & Fergus 2013 (arXiv:1311.2901), section 4.4, Table 1 and Figure 8: hide the same
 part of several images behind grey (127), and see how much the signs of what this changes
 in a layer, in its whole feature map, differ between the images. The measure is defined
-in `nstvis.correspondence`: a mean Hamming distance, from 0 (the same for all images) to
+in `nstvis.probes.correspondence`: a mean Hamming distance, from 0 (the same for all images) to
 1, so lower is more consistent. It is compared with masks of the parts' sizes at random
 places within the image, other ones in every image (`random`; the paper's are within the
 object), and at one random place in all of them (`one place`, which the paper lacks:
@@ -46,9 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from nstvis import correspondence, images, models, runs
-from nstvis.correspondence import Parts
-from nstvis.errors import unknown
+from nstvis import images, models
+from nstvis.probes import correspondence
+from nstvis.probes.correspondence import Parts
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.files import write_text
+from nstvis.runs.progress import Progress, interruptible
+from nstvis.runs.registry import unknown
 from nstvis.units.patches import GREY
 
 logger = logging.getLogger(__name__)
@@ -125,8 +129,8 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     table = list(_table(config, parts, layers, numbers))
     for line in table:
         logger.info("%s", line)
-    runs.write_text(workdir / "correspondence.txt", "\n".join(table) + "\n")
-    runs.write_text(workdir / "correspondence.csv", _csv(layers, numbers))
+    write_text(workdir / "correspondence.txt", "\n".join(table) + "\n")
+    write_text(workdir / "correspondence.csv", _csv(layers, numbers))
     _draw(picture, config, parts, masks, layers, numbers)
     for name in ("correspondence.txt", "correspondence.csv", picture.name):
         logger.info("%s", workdir / name)
@@ -170,13 +174,13 @@ def _measure(
     The second number is 0, or that of the signal that interrupted it.
     """
     compare = correspondence.Comparison(*network, layers, parts.images, config.batch)
-    checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
+    checkpoints = Checkpoints(workdir, config.checkpoint_every)
     done, cost = checkpoints.latest(), compare.flops()
     changes = jnp.zeros((len(masks), len(layers), len(parts.images)))
     with (
-        runs.interruptible() as interruption,
+        interruptible() as interruption,
         checkpoints,
-        runs.Progress([cost] * len(masks), done) as progress,
+        Progress([cost] * len(masks), done) as progress,
     ):
         changes = checkpoints.restore(changes)
         for step, mask in enumerate(masks[done:], done + 1):

@@ -20,7 +20,10 @@ from typing import Any
 
 import jax
 
-from nstvis import batches, data, devices, evaluation, models, runs
+from nstvis import data, devices, models, pipeline
+from nstvis.runs.files import write_text
+from nstvis.runs.progress import Progress
+from nstvis.training import evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +58,16 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     forward, params = models.load(
         config.model, config.weights, classes=len(source.classes)
     )
-    damaged = batches.Damaged(workdir / "damaged.txt")
-    images = batches.evaluation(
+    damaged = pipeline.Damaged(workdir / "damaged.txt")
+    images = pipeline.evaluation(
         source, config.size, config.batch, damaged=damaged, workers=config.workers
     )
     count = jax.jit(functools.partial(evaluation.correct, forward))
-    cost = devices.flops(count, params, batches.shapes(config.batch, config.size))
-    with runs.Progress([cost] * -(-len(source) // config.batch), 0) as progress:
+    cost = devices.flops(count, params, pipeline.shapes(config.batch, config.size))
+    with Progress([cost] * -(-len(source) // config.batch), 0) as progress:
         shown = _shown(images, progress, config.batch)
         found = evaluation.accuracy(count, params, shown)
-    runs.write_text(workdir / "accuracy.json", json.dumps(found, indent=2) + "\n")
+    write_text(workdir / "accuracy.json", json.dumps(found, indent=2) + "\n")
     logger.info(
         "top-1 %.2f %%, top-5 %.2f %% of %d images",
         100 * found["top1"],
@@ -74,7 +77,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     logger.info("%s", workdir / "accuracy.json")
 
 
-def _shown(images: Iterable[Any], progress: runs.Progress, batch: int) -> Iterator[Any]:
+def _shown(images: Iterable[Any], progress: Progress, batch: int) -> Iterator[Any]:
     for step, part in enumerate(images, 1):
         yield part
         progress.show(step, f"{step * batch} images")

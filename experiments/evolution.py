@@ -40,9 +40,12 @@ from jax import Array
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments import train
-from nstvis import backprop, devices, images, models, runs
-from nstvis.units import evolution, maxima, patches, projections, scan, scan_file
-from nstvis.units.sheets import PAPER
+from nstvis import devices, images, models
+from nstvis.probes import attribution, evolution
+from nstvis.runs.files import write_text
+from nstvis.runs.workdir import claim
+from nstvis.units import attributions, maxima, patches, scan, scan_file
+from nstvis.units.contact_sheets import PAPER
 from nstvis.units.table import Layer
 
 logger = logging.getLogger(__name__)
@@ -111,7 +114,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
             raise ValueError(f"{name} should be at least 1")
     folder = pathlib.Path(config.run or workdir / "train")
     if not config.run:
-        runs.claim(folder, "train", TRAINED)
+        claim(folder, "train", TRAINED)
         if code := train.run(TRAINED, folder):
             return _stopped(code, workdir)
     learned = _learned(folder, config)
@@ -126,7 +129,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         _draw(config, subject, epochs, workdir / "evolution.png")
         rows = compare(epochs)
         _plot(rows, workdir / "evolution_numbers.png")
-        runs.write_text(table, _text(rows))
+        write_text(table, _text(rows))
         for name in ("evolution.png", "evolution_numbers.png", "evolution.csv"):
             logger.info("%s", workdir / name)
     return 0
@@ -315,7 +318,7 @@ def _draw(
 ) -> None:
     """Writes the page of all layers' blocks."""
     pictures = patches.Pictures(subject.sources, subject.about.size)
-    network = backprop.ruled(subject.forward, "deconvnet")
+    network = attribution.ruled(subject.forward, "deconvnet")
     rng, blocks, names = np.random.default_rng(config.seed), [], []
     for name, units in subject.about.layers.items():
         picked = rng.choice(units, min(config.units, units), replace=False)
@@ -351,7 +354,7 @@ def _cells(
         patches.drawn_side(layer, fields),
         {},
     )
-    projected = projections.project(
+    projected = attributions.project(
         network, epoch.params, name, few, fields, pictures, batch
     )
     for numbers, _, drawn in projected:

@@ -19,8 +19,8 @@ import numpy as np
 
 from experiments import units
 from nstvis import devices, images, models
-from nstvis.errors import unknown
-from nstvis.units import scan_file, sheets
+from nstvis.runs.registry import unknown
+from nstvis.units import contact_sheets, scan_file
 from nstvis.units.atlas import Atlas, Unit
 from nstvis.units.receptive_fields import receptive_fields
 
@@ -78,8 +78,10 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     for line in _explained(unit, about):
         logger.info("%s", line)
     shown = [unit.patches(), *unit.panels().values()]
-    blocks = [sheets.block(np.stack([*map(np.asarray, x)]), 128, 4) for x in shown]
-    images.write(workdir / "unit.png", sheets.row(blocks, 8))
+    blocks = [
+        contact_sheets.block(np.stack([*map(np.asarray, x)]), 128, 4) for x in shown
+    ]
+    images.write(workdir / "unit.png", contact_sheets.row(blocks, 8))
     logger.info("%s", workdir / "unit.png")
     return 0
 

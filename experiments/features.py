@@ -30,8 +30,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from nstvis import images, models, runs
-from nstvis.errors import unknown
+from nstvis import images, models
+from nstvis.runs.files import write_text
+from nstvis.runs.progress import Interruption, Progress, interruptible
+from nstvis.runs.registry import unknown
 from nstvis.synthesis.features import Search, Settings, check
 from nstvis.units import atlas, scan_file, table
 
@@ -67,7 +69,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     counts = models.units(forward, params, config.size)
     wanted = parse_units(config.units, counts)
     maxima = _maxima(config, forward, params)
-    with runs.interruptible() as interruption:
+    with interruptible() as interruption:
         for layer, units in wanted.items():
             (workdir / "features" / layer).mkdir(parents=True, exist_ok=True)
             chunk = min(config.chunk, len(units))
@@ -140,12 +142,12 @@ def _paint(
     workdir: pathlib.Path,
     search: Search,
     units: Sequence[int],
-    interruption: runs.Interruption,
+    interruption: Interruption,
 ) -> None:
     """Writes units' pictures, chunk by chunk, with the activation in each file."""
     chunks = [units[i : i + search.chunk] for i in range(0, len(units), search.chunk)]
     costs = [search.flops] * (config.steps * len(chunks))
-    with runs.Progress(costs, 0) as progress:
+    with Progress(costs, 0) as progress:
         for number, some in enumerate(chunks):
             name = f"{search.layer}:{some[0]}-{some[-1]}"
             for step, state in enumerate(search.run(some), 1):
@@ -220,7 +222,7 @@ def _report(
             told = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
             on = "yes" if row.activated else "no"
             lines.append(",".join([f"{layer}:{row.unit}", *told, on]))
-    runs.write_text(workdir / "features.csv", "\n".join(lines) + "\n")
+    write_text(workdir / "features.csv", "\n".join(lines) + "\n")
     logger.info("%s", workdir / "features.csv")
 
 

@@ -37,10 +37,13 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling, Transform
 
-from nstvis import devices, images, models, runs, subjects
-from nstvis.errors import unknown
-from nstvis.occlusion import GREY
-from nstvis.subjects import Picture, Subject, Subjects, short
+from nstvis import devices, images, models
+from nstvis.probes import inputs
+from nstvis.probes.inputs import Picture, Subject, Subjects, short
+from nstvis.probes.occlusion import GREY
+from nstvis.runs.files import write_text
+from nstvis.runs.progress import Interruption, Progress, interruptible
+from nstvis.runs.registry import unknown
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +141,9 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         return 0
     if config.size < 2:
         raise ValueError("size should be at least 2, as pictures are moved by a pixel")
-    subject, table = subjects.load(config), workdir / "invariance.csv"
+    subject, table = inputs.load(config), workdir / "invariance.csv"
     layers = _layers(config, subject)
-    with runs.interruptible() as interruption:
+    with interruptible() as interruption:
         _compare(config, subject, layers, table, interruption)
     if interruption.signal:
         logger.info("the same command with --workdir=%s goes on from there", workdir)
@@ -172,7 +175,7 @@ def _compare(
     subject: Subject,
     layers: Sequence[str],
     table: pathlib.Path,
-    interruption: runs.Interruption,
+    interruption: Interruption,
 ) -> None:
     """Adds the rows of each picture that has none yet to the table."""
     program = jax.jit(functools.partial(compare, subject.forward, layers))
@@ -183,7 +186,7 @@ def _compare(
     blank = np.zeros((1 + config.batch, config.size, config.size, 3), np.uint8)
     cost = devices.flops(program, subject.params, blank, 0)
     costs = [cost] * (steps * len(subject.pictures))
-    with runs.Progress(costs, steps * done) as progress:
+    with Progress(costs, steps * done) as progress:
         for i, picture in enumerate(subject.pictures[done:], done):
             found = []
             for step in range(steps):
@@ -208,7 +211,7 @@ def _write(table: pathlib.Path, layers: Sequence[str], rows: list[list[Any]]) ->
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[*header, "probability"], *rows])
-    runs.write_text(table, text.getvalue())
+    write_text(table, text.getvalue())
 
 
 def _changes(size: int) -> list[tuple[str, float]]:

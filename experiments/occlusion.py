@@ -40,9 +40,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nstvis import backprop, devices, images, models, occlusion, runs, subjects
-from nstvis.errors import unknown
-from nstvis.subjects import Picture, Subject, Subjects, short
+from nstvis import devices, images, models
+from nstvis.probes import attribution, inputs, occlusion
+from nstvis.probes.inputs import Picture, Subject, Subjects, short
+from nstvis.runs.files import write_text
+from nstvis.runs.progress import Interruption, Progress, interruptible
+from nstvis.runs.registry import unknown
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class Found(NamedTuple):
     # Without the square: the probability of the class, and the most likely class.
     probability: np.ndarray
     first: np.ndarray
-    # Maps [rows, columns] for each place, as in nstvis.occlusion.Seen.
+    # Maps [rows, columns] for each place, as in nstvis.probes.occlusion.Seen.
     activities: np.ndarray
     probabilities: np.ndarray
     firsts: np.ndarray
@@ -90,10 +93,10 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         return 0
     if config.stride < 1:
         raise ValueError("stride should be at least 1")
-    subject = subjects.load(config)
+    subject = inputs.load(config)
     files = [workdir / "maps" / f"{i}.npz" for i in range(len(subject.pictures))]
     files[0].parent.mkdir(exist_ok=True)
-    with runs.interruptible() as interruption:
+    with interruptible() as interruption:
         _look(config, subject, files, interruption)
     if interruption.signal:
         logger.info("the same command with --workdir=%s goes on from there", workdir)
@@ -101,7 +104,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     found = [_read(file) for file in files]
     for picture, own in zip(subject.pictures, found):
         logger.info("%s", _told(config, subject, picture, own))
-    runs.write_text(workdir / "occlusion.csv", _table(config, subject, found))
+    write_text(workdir / "occlusion.csv", _table(config, subject, found))
     _draw(config, subject, found, page)
     for path in (page, workdir / "occlusion.csv"):
         logger.info("%s", path)
@@ -112,7 +115,7 @@ def _look(
     config: Config,
     subject: Subject,
     files: Sequence[pathlib.Path],
-    interruption: runs.Interruption,
+    interruption: Interruption,
 ) -> None:
     """Writes a file of what was found for each picture that has none yet."""
     plainly, params = _plainly(config, subject), subject.params
@@ -126,7 +129,7 @@ def _look(
     nowhere = np.zeros((config.batch, 2), int)
     cost = devices.flops(look, params, subject.pictures[0].pixels, nowhere, 0, 0)
     done = sum(file.exists() for file in files)
-    with runs.Progress([cost] * (steps * len(files)), steps * done) as progress:
+    with Progress([cost] * (steps * len(files)), steps * done) as progress:
         for i, picture in enumerate(subject.pictures[done:], done):
             unit, carried, probabilities = plainly(picture.pixels)
             shown = picture.pixels, unit, picture.label
@@ -145,7 +148,7 @@ def _plainly(config: Config, subject: Subject) -> Callable[[np.ndarray], Sequenc
     layer, _, digits = config.unit.partition(":")
     if layer not in (layers := models.units(forward, params, config.size)):
         raise ValueError(unknown("layer", layer, layers))
-    network = backprop.ruled(forward, config.rule)
+    network = attribution.ruled(forward, config.rule)
 
     @jax.jit
     def plain(params: models.Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,7 +161,7 @@ def _plainly(config: Config, subject: Subject) -> Callable[[np.ndarray], Sequenc
         params: models.Params, image: jax.Array, unit: jax.Array, place: jax.Array
     ) -> jax.Array:
         where = image[None], unit[None], place[None]
-        return backprop.pictures(network, params, layer, *where)[0][0]
+        return attribution.pictures(network, params, layer, *where)[0][0]
 
     def plainly(image: np.ndarray) -> Sequence[Any]:
         x, probabilities = map(np.asarray, plain(params, image))

@@ -31,9 +31,13 @@ import numpy as np
 from jax import Array
 from PIL import Image, ImageOps
 
-from nstvis import assets, devices, images, models, runs
-from nstvis.errors import unknown
-from nstvis.synthesis import minimize, objectives
+from nstvis import assets, devices, images, models
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.files import write_text
+from nstvis.runs.metrics import Metrics
+from nstvis.runs.progress import Progress, interruptible
+from nstvis.runs.registry import unknown
+from nstvis.synthesis import losses, minimize
 from nstvis.synthesis.style import first_canvas, make_optimizer
 from nstvis.synthesis.style_settings import Settings
 
@@ -103,13 +107,13 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         logger.info("finished already: %s", workdir / "reconstruct.png")
         return 0
     rebuilding = Rebuilding(config)
-    checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
+    checkpoints = Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
     with (
-        runs.interruptible() as interruption,
+        interruptible() as interruption,
         checkpoints,
-        runs.Metrics(workdir, done) as metrics,
-        runs.Progress([rebuilding.flops] * config.steps, done) as progress,
+        Metrics(workdir, done) as metrics,
+        Progress([rebuilding.flops] * config.steps, done) as progress,
     ):
         state = checkpoints.restore(rebuilding.start())
         taken = rebuilding.run(state, range(done, config.steps))
@@ -130,7 +134,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         logger.info("stopped after step %d of %d", done, config.steps)
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + (interruption.signal or 0)
-    runs.write_text(table, lines)
+    write_text(table, lines)
     for name in ("reconstruct.png", "reconstruct.csv", "loss.png", "metrics.jsonl"):
         logger.info("%s", workdir / name)
     return 0
@@ -206,10 +210,10 @@ def make_aim(
 ) -> Callable[[models.Params, Array, Array], Aim]:
     """Returns the function from parameters, content and style to the `Aim`.
 
-    Each loss is in "balanced" units (`objectives.UNITS`). Pictures of the style are
+    Each loss is in "balanced" units (`losses.UNITS`). Pictures of the style are
     rolled, so that the network's strides leave no grid: a style has no place.
     """
-    units, count = objectives.UNITS["balanced"], len(layers)
+    units, count = losses.UNITS["balanced"], len(layers)
     one, none = np.eye(count), np.zeros((count, count))
     upto = np.tril(np.ones_like(one)) / np.arange(1, count + 1)[:, None]
     content_weights = np.vstack([one, none]).astype(np.float32)
@@ -223,7 +227,7 @@ def make_aim(
                     f"{name} sees nothing of a picture this small: raise size"
                 )
         features = {name: seen[name] for name in layers}
-        grams = {name: objectives.gram(painted[name]) for name in layers}
+        grams = {name: losses.gram(painted[name]) for name in layers}
         by_content, by_style = {}, {}
         for i, name in enumerate(layers):
             by_content[name] = content_weights[:, i] * units.content(features[name])
@@ -236,16 +240,16 @@ def make_aim(
 
 def make_objective(forward: models.Forward, gamma: float) -> minimize.Objective:
     """Returns one picture's J_content + J_style + gamma TV, for `minimize`."""
-    units = objectives.UNITS["balanced"]
+    units = losses.UNITS["balanced"]
 
     def objective(picture: Array, aim: Aim, key: Array) -> tuple[Array, dict]:
         shift = jax.random.randint(key, (2,), 0, aim.jitter + 1)
         seen = forward(aim.params, jnp.roll(picture, shift, (1, 2)))
-        loss = gamma * units.variation(picture) * objectives.total_variation(picture, 2)
+        loss = gamma * units.variation(picture) * losses.total_variation(picture, 2)
         for name, factor in aim.content_factors.items():
-            loss += factor * objectives.content_loss(seen[name], aim.features[name])
+            loss += factor * losses.content_loss(seen[name], aim.features[name])
         for name, factor in aim.style_factors.items():
-            loss += factor * objectives.style_loss(seen[name], aim.grams[name])
+            loss += factor * losses.style_loss(seen[name], aim.grams[name])
         return loss, {}
 
     return objective

@@ -6,7 +6,7 @@ r"""Checks whether such pictures depend on what the network has learnt.
 
 Adebayo et al. (2018, arXiv:1810.03292), Figures 2 and 4: a backward picture that stays
 the same when the weights are random, layer after layer from the last one down, shows the
-image rather than what the network knows. For each rule of `nstvis.backprop`, pictures of
+image rather than what the network knows. For each rule of `nstvis.probes.attribution`, pictures of
 the class that the network says are compared with those of such networks, by the rank
 correlation of their absolute values; and with those of the other rules. Optimised
 pictures are compared with natural ones: how much higher is the activation that
@@ -34,9 +34,11 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from nstvis import backprop, data, models, runs
-from nstvis.errors import unknown
+from nstvis import data, models
 from nstvis.models import Forward, Params
+from nstvis.probes import attribution
+from nstvis.runs.files import write_text
+from nstvis.runs.registry import unknown
 from nstvis.synthesis.features import Search, Settings
 from nstvis.units.patches import Pictures
 
@@ -130,7 +132,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     found = Found(list(depths), pictures, similar, agreement, ratios)
     for line in (said := verdicts(found, config.layer)):
         logger.info("%s", line)
-    runs.write_text(workdir / "sanity.csv", _csv(found))
+    write_text(workdir / "sanity.csv", _csv(found))
     _draw(page, images, found, said)
     for path in (page, workdir / "sanity.csv"):
         logger.info("%s", path)
@@ -237,15 +239,17 @@ def _pictures(
     found: dict[str, list[np.ndarray]] = {}
     nowhere = jnp.zeros((len(images), 2), int)
     with tqdm(
-        total=len(backprop.RULES) * len(depths), leave=False, disable=None
+        total=len(attribution.RULES) * len(depths), leave=False, disable=None
     ) as bar:
-        for rule in backprop.RULES:
-            network = backprop.ruled(forward, rule)
+        for rule in attribution.RULES:
+            network = attribution.ruled(forward, rule)
 
             @jax.jit
             def carried(params: Params, network: Forward = network) -> Array:
                 where = jnp.asarray(images), jnp.asarray(units), nowhere
-                return backprop.pictures(network, params, layer, *where, seed="one")[0]
+                return attribution.pictures(network, params, layer, *where, seed="one")[
+                    0
+                ]
 
             found[rule] = []
             for params in depths.values():
@@ -277,8 +281,8 @@ def _csv(found: Found) -> str:
     for rule, similar in found.similar.items():
         for depth, value in zip(found.depths, similar, strict=True):
             lines.append(f"randomisation,{rule},{depth},{value:.4f}")
-    for rule, row in zip(backprop.RULES, found.agreement, strict=True):
-        for other, value in zip(backprop.RULES, row, strict=True):
+    for rule, row in zip(attribution.RULES, found.agreement, strict=True):
+        for other, value in zip(attribution.RULES, row, strict=True):
             lines.append(f"agreement,{rule},{other},{value:.4f}")
     for name, ratios in found.ratios.items():
         for value in ratios:

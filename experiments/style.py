@@ -14,17 +14,18 @@ down to 1.07 in 750 steps, at 384 x 288 pixels.
 """
 
 import dataclasses
-import logging
 import pathlib
 
 import numpy as np
 from PIL import Image
 
-from nstvis import assets, images, runs
+from nstvis import assets, images, plots
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.config import bounded
+from nstvis.runs.metrics import Metrics
+from nstvis.runs.progress import Progress
 from nstvis.synthesis.style import Moment, StyleTransfer
-from nstvis.synthesis.style_settings import Settings, check, long_sides
-
-logger = logging.getLogger(__name__)
+from nstvis.synthesis.style_settings import Settings
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,9 +39,18 @@ class Config(Settings):
     # Name of the result: .png, .jpg, or .tif for 16 bits per channel.
     output: str = "G.png"
     # Steps between two progress pictures.
-    frame_every: int = 125
+    frame_every: int = bounded(125, least=1)
     # Seconds between two checkpoints.
-    checkpoint_every: float = 30.0
+    checkpoint_every: float = bounded(30.0, least=0)
+
+    def check(self) -> None:
+        """Raises a ValueError if the result cannot have that name."""
+        images.check_suffix(self.output)
+        name = pathlib.PurePath(self.output).name
+        if name != self.output or name in ("film.png", "loss.png"):
+            raise ValueError(
+                f"output={self.output} should be a file name of its own, such as G.png"
+            )
 
 
 _FIRST_OF_EACH_BLOCK = "conv1_1,conv2_1,conv3_1,conv4_1,conv5_1"
@@ -90,28 +100,18 @@ PRESETS = {
 }
 
 
-def run(config: Config, workdir: pathlib.Path) -> int:
-    """Paints, or goes on painting where the same command was interrupted."""
-    _check(config)
+def run(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Paints the picture, and keeps frames of how it came about."""
     content, styles = _open(config)
-    check(config, len(styles))
-    checkpoints = runs.Checkpoints(workdir, config.checkpoint_every)
-    done = checkpoints.latest()
-    losses = workdir / "loss.png"  # written last, so a mark of the end
-    if done == config.steps * len(long_sides(content.size, config)) and losses.exists():
-        logger.info("finished already: %s", workdir / config.output)
-        return 0
-    losses.unlink(missing_ok=True)
     painting = StyleTransfer(content, styles, config)
-    if done:
-        logger.info("going on after step %d of %d", done, painting.steps)
+    checkpoints = Checkpoints(workdir, config.checkpoint_every)
+    done = checkpoints.latest()
     (workdir / "frames").mkdir(exist_ok=True)
     steps = range(1, painting.steps + 1)
     with (
-        runs.interruptible() as interruption,
         checkpoints,
-        runs.Metrics(workdir, done) as metrics,
-        runs.Progress(list(map(painting.flops, steps)), done) as progress,
+        Metrics(workdir, done) as metrics,
+        Progress(list(map(painting.flops, steps)), done) as progress,
     ):
         try:
             for moment in painting.run(done, checkpoints.restore):
@@ -120,7 +120,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
                     progress.show(int(row["step"]), _numbers(row))
                 if step % config.frame_every == 0 or step == painting.steps:
                     _keep_frame(painting, moment, config, workdir)
-                if interruption.signal:
+                if progress.interrupted:
                     break
                 if checkpoints.due():
                     metrics.flush()
@@ -135,22 +135,9 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         _keep_result(painting, moment, config, workdir)
         checkpoints.save(moment.step, moment.state)
         _film(workdir)
-        metrics.plot(losses, ["J", "J_content", "J_style"], "log")
-    if interruption.signal:
-        logger.info("stopped after step %d of %d", moment.step, painting.steps)
-        logger.info("the same command with --workdir=%s goes on from there", workdir)
-        return 128 + interruption.signal
-    for name in (config.output, "film.png", "loss.png", "metrics.jsonl"):
-        logger.info("%s", workdir / name)
-    return 0
-
-
-def _check(config: Config) -> None:
-    if config.frame_every < 1:
-        raise ValueError("frame_every should be at least 1")
-    images.check_suffix(config.output)
-    if pathlib.Path(config.output).name in ("film.png", "loss.png"):
-        raise ValueError(f"output={config.output} is the name of another picture")
+    losses = ["J", "J_content", "J_style"]
+    plots.metrics(workdir / "loss.png", metrics.read(), losses, "log")
+    return [config.output, "film.png", "loss.png", "metrics.jsonl"]
 
 
 def _open(config: Config) -> tuple[Image.Image, list[Image.Image]]:

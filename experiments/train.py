@@ -26,16 +26,11 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nstvis import (
-    batches,
-    data,
-    devices,
-    evaluation,
-    models,
-    runs,
-    training,
-    weights,
-)
+from nstvis import data, devices, models, pipeline, weights
+from nstvis.runs.checkpoints import Checkpoints, kept_steps, read_checkpoint
+from nstvis.runs.metrics import Metrics
+from nstvis.runs.progress import Progress, interruptible
+from nstvis.training import evaluation, step
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +105,10 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if run.done:
         logger.info("going on after step %d of %d", run.done, run.steps)
     with (
-        runs.interruptible() as interruption,
+        interruptible() as interruption,
         run.checkpoints,
-        runs.Metrics(workdir, run.done) as metrics,
-        runs.Progress(run.costs(), run.done) as progress,
+        Metrics(workdir, run.done) as metrics,
+        Progress(run.costs(), run.done) as progress,
     ):
         state, wish = run.start(), 0
         for step in range(run.done + 1, run.steps + 1):
@@ -183,8 +178,8 @@ class Run:
                 f" of {config.dataset}"
             )
         self.steps = self.steps_per_epoch * config.epochs
-        self.damaged = batches.Damaged(workdir / "damaged.txt")
-        self._unmeasured = batches.Damaged(workdir / "damaged_validation.txt")
+        self.damaged = pipeline.Damaged(workdir / "damaged.txt")
+        self._unmeasured = pipeline.Damaged(workdir / "damaged_validation.txt")
         self._mesh = devices.mesh()
         self._compile()
 
@@ -202,8 +197,8 @@ class Run:
         )
         self.forward, _ = models.functional(network)
         accelerated = jax.default_backend() != "cpu"  # where bfloat16 is slower
-        self._trainer = training.Trainer(
-            training.trainable(
+        self._trainer = step.Trainer(
+            step.trainable(
                 network, config.dropout, jnp.bfloat16 if accelerated else jnp.float32
             ),
             optimizer,
@@ -216,10 +211,10 @@ class Run:
         self._correct = jax.jit(functools.partial(evaluation.correct, self.forward))
 
     @functools.cached_property
-    def checkpoints(self) -> runs.Checkpoints:
+    def checkpoints(self) -> Checkpoints:
         """Where it goes on; opened by who trains alone, as that clears up there."""
         kept = [epoch * self.steps_per_epoch for epoch in KEPT_EPOCHS]
-        return runs.Checkpoints(self._workdir, self._config.checkpoint_every, kept)
+        return Checkpoints(self._workdir, self._config.checkpoint_every, kept)
 
     @functools.cached_property
     def done(self) -> int:
@@ -235,37 +230,39 @@ class Run:
         state = jax.eval_shape(self._trainer.start)
         cost = {
             size: devices.flops(
-                self._step, state, batches.shapes(self._config.batch, size)
+                self._step, state, pipeline.shapes(self._config.batch, size)
             )
             for size in set(self._sizes)
         }
         return [cost[self.size(step)] for step in range(1, self.steps + 1)]
 
-    def start(self) -> training.State:
+    def start(self) -> step.State:
         """The state from which to go on, with the data iterator where it was."""
         state = self._first()
         self._images = self._iterator(min(self.done + 1, self.steps))
         return self.checkpoints.restore(state, data=self._images)
 
-    def _first(self) -> training.State:
+    def _first(self) -> step.State:
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(self._trainer.start(), everywhere)
 
     def _iterator(self, step: int) -> Any:
         config = self._config
         return iter(
-            batches.training(
+            pipeline.training(
                 self.source,
                 self.size(step),
                 config.batch,
                 seed=config.seed,
-                augmentation=batches.Augmentation(crop=config.crop, color=config.color),
+                augmentation=pipeline.Augmentation(
+                    crop=config.crop, color=config.color
+                ),
                 damaged=self.damaged,
                 workers=config.workers,
             )
         )
 
-    def step(self, state: training.State, step: int) -> tuple[training.State, dict]:
+    def step(self, state: step.State, step: int) -> tuple[step.State, dict]:
         """Takes step `step`, counted from 1; returns the state and metrics."""
         if step > 1 and self.size(step) != self.size(step - 1):
             position = self._images.get_state()
@@ -275,17 +272,17 @@ class Run:
         state, row = self._step(state, batch)
         return state, row | {"step": step, "learning_rate": self._rate(step - 1)}
 
-    def save(self, step: int, state: training.State) -> None:
+    def save(self, step: int, state: step.State) -> None:
         """Saves the state and the data iterator's."""
         self.checkpoints.save(step, state, data=self._images)
 
-    def average(self, state: training.State) -> dict[str, Any]:
+    def average(self, state: step.State) -> dict[str, Any]:
         """The averaged weights as parameters of the plain network."""
         return self._average(state)
 
     def kept_epochs(self) -> list[int]:
         """Epochs of whose end there is a checkpoint, also while another process trains."""
-        steps, length = runs.kept_steps(self._workdir), self.steps_per_epoch
+        steps, length = kept_steps(self._workdir), self.steps_per_epoch
         return [step // length for step in steps if step % length == 0]
 
     def average_after(self, epoch: int) -> dict[str, Any]:
@@ -296,13 +293,13 @@ class Run:
             FileNotFoundError: They are not there.
         """
         step = epoch * self.steps_per_epoch
-        return self.average(runs.read_checkpoint(self._workdir, step, self._first()))
+        return self.average(read_checkpoint(self._workdir, step, self._first()))
 
     def accuracy(self, params: dict[str, Any]) -> dict[str, float]:
         """Shares of the validation images whose class is first, or among five."""
         if self._validation is None:
             return {}
-        images = batches.evaluation(
+        images = pipeline.evaluation(
             self._validation,
             self._config.size,
             self._config.batch,

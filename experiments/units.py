@@ -29,16 +29,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from nstvis import backprop, devices, images
-from nstvis.errors import unknown
+from nstvis import devices, images
+from nstvis.probes import attribution
+from nstvis.runs.registry import unknown
 from nstvis.units import (
     atlas,
+    attributions,
+    contact_sheets,
     maxima,
     patches,
-    projections,
     scan,
     scan_file,
-    sheets,
 )
 from nstvis.units.table import Layer, Table, save
 
@@ -127,8 +128,10 @@ def run(config: Config, workdir: pathlib.Path) -> int:
 
 
 def _check(config: Config) -> None:
-    if config.backward and config.backward not in backprop.RULES:
-        raise ValueError(unknown("backward picture", config.backward, backprop.RULES))
+    if config.backward and config.backward not in attribution.RULES:
+        raise ValueError(
+            unknown("backward picture", config.backward, attribution.RULES)
+        )
     least = dict.fromkeys(("size", "k", "patches_per_image", "batch", "per_class"), 1)
     for name, number in (least | {"workers": 0}).items():
         if getattr(config, name) < number:
@@ -143,7 +146,7 @@ def _check_backward(config: Config, subject: scan.Subject) -> None:
     image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
     try:
         jax.eval_shape(
-            backprop.ruled(subject.forward, config.backward), subject.params, image
+            attribution.ruled(subject.forward, config.backward), subject.params, image
         )
     except ValueError as error:
         raise ValueError(f"{error}; --config.backward= does without") from error
@@ -231,12 +234,12 @@ def _project(
     """The patches' backward pictures, by layer and unit; none if none are wanted."""
     if not config.backward:
         return {}
-    network = backprop.ruled(subject.forward, config.backward)
+    network = attribution.ruled(subject.forward, config.backward)
     projected = {name: np.full_like(drawn[name], patches.GREY) for name in layers}
     winners = sum((layer.top.image >= 0).sum() for layer in layers.values())
     with _bar(int(winners), f"pictures by {config.backward}") as bar:
         for name, layer in layers.items():
-            for units, ranks, cells in projections.project(
+            for units, ranks, cells in attributions.project(
                 network,
                 subject.params,
                 name,
@@ -266,14 +269,14 @@ def _write_sheets(
     folder.mkdir(exist_ok=True)
     for name, layer in layers.items():
         units = len(layer.mean)
-        nine = sheets.representative(layer, drawn[name], 9, config.seed)
+        nine = contact_sheets.representative(layer, drawn[name], 9, config.seed)
         every = list(range(units))
         stem = name.replace("/", "_")
         pages = {f"{stem}_all.png": (every, 32, math.ceil(math.sqrt(units)))}
         if nine:
             pages[f"{stem}.png"] = nine, 64, 3
         for file, how in pages.items():
-            page = sheets.sheet(name, drawn[name], *how, projected.get(name))
+            page = contact_sheets.sheet(name, drawn[name], *how, projected.get(name))
             images.write(folder / file, page)
 
 

@@ -16,19 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
-def cache_folder() -> pathlib.Path:
-    """Where compiled programs and downloaded weights are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "nstvis"
-
-
-def keep_compiled() -> None:
-    """Makes JAX keep what it compiles on disk, so that the next run starts at once."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def compile_options() -> dict[str, bool]:
     """XLA options that are faster for one picture on a CPU, and halve its memory."""
     if jax.default_backend() != "cpu":

@@ -8,15 +8,9 @@ torchvision. `.bias` is the same in both.
 
 import contextlib
 import difflib
-import hashlib
-import http.client
 import json
 import logging
 import math
-import os
-import shutil
-import tempfile
-import urllib.request
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
-from tqdm import tqdm
 
-from nstvis import devices
+from nstvis.runs import cache
 from nstvis.torch_files import read_torch
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
@@ -183,47 +176,13 @@ def _bundled(model: str) -> Path:
 
 def _downloaded(file: str) -> Path:
     """Returns torchvision's file in the cache, where it is put if it is not there."""
-    path = devices.cache_folder() / file
-    if path.exists() and not _is_genuine(path):
+    path = cache.cache_folder() / file
+    if path.exists() and not cache.is_genuine(path):
         _log.warning("%s is damaged: downloading it again", path)
         path.unlink()
     if not path.exists():
-        download(TORCHVISION_URL + file, path)
+        cache.download(TORCHVISION_URL + file, path)
     return path
-
-
-def download(url: str, path: Path) -> None:
-    """Downloads a file that must prove genuine; `path` never holds a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    by_hand = f"or download it by hand to {path}"
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        try:
-            _fetch(url, part)
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectionError(
-                f"cannot download {url} ({error}): try again, {by_hand}"
-            ) from error
-        if not _is_genuine(part):
-            raise ValueError(
-                f"{url} arrived damaged, its sha256 is not the one in its name: "
-                f"try again, {by_hand}"
-            )
-        os.replace(part, path)
-
-
-def _fetch(url: str, path: Path) -> None:
-    with urllib.request.urlopen(url, timeout=30) as response, path.open("wb") as file:
-        size = int(response.headers.get("Content-Length", 0))
-        with tqdm.wrapattr(response, "read", total=size, desc=path.name) as stream:
-            shutil.copyfileobj(stream, file)
-
-
-def _is_genuine(path: Path) -> bool:
-    """Tells whether a file's sha256 begins as its name, `model-sha256.pth`, ends."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest.startswith(path.stem.rpartition("-")[2])
 
 
 # What the file holds. A reader returns the shapes of all its tensors, and those tensors

@@ -19,7 +19,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from nstvis import devices
+from nstvis.runs.cache import keep_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,7 +33,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled_once(cache):
     """For a file whose tests run the same programs."""
-    devices.keep_compiled()
+    keep_compiled()
     compilation_cache.reset_cache()  # JAX looks only once whether there is one
     yield
     jax.config.update("jax_compilation_cache_dir", None)

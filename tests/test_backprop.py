@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from nstvis import backprop, models
+from nstvis import models
+from nstvis.probes import attribution
 
 # Stride and padding of the convolutions; a pooling is 3 x 3 with stride 2.
 LATER = {"conv2": (1, 2), "pool2": None} | dict.fromkeys(
@@ -117,12 +118,12 @@ def strongest(activations):
 def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
     forward, params = random_network(model)
     images = noise(2, SIZES[model], SIZES[model], 3)
-    network = backprop.ruled(forward, "deconvnet")
+    network = attribution.ruled(forward, "deconvnet")
     oracles = [Deconvnet(model, params, image) for image in images]
     activations = forward(params, images)
     for layer in LAYERS:
         units, positions = strongest(np.asarray(activations[layer]))
-        found, scores = backprop.pictures(
+        found, scores = attribution.pictures(
             network, params, layer, images, units, positions
         )
         for i, oracle in enumerate(oracles):
@@ -141,10 +142,10 @@ def test_gradient_is_the_gradient(layer):
     images = noise(2, 56, 56, 3)
     shape = forward(params, images)[layer].shape
     units, positions = jnp.array([3, 7]), jnp.array([[1, 0], [0, 1]])
-    network = backprop.ruled(forward, "gradient")
+    network = attribution.ruled(forward, "gradient")
     arguments = network, params, layer, images, units, positions
-    found, scores = backprop.pictures(*arguments, seed="one")
-    scaled, _ = backprop.pictures(*arguments)
+    found, scores = attribution.pictures(*arguments, seed="one")
+    scaled, _ = attribution.pictures(*arguments)
     for i in range(2):
         place = (
             (*map(int, positions[i]), int(units[i])) if len(shape) == 4 else units[i]
@@ -168,15 +169,15 @@ def test_the_rules_differ_on_the_network_that_is_shipped():
     images = noise(1, 64, 64, 3)
     units, positions = strongest(np.asarray(forward(params, images)["conv4"]))
     found = {}
-    for rule in backprop.RULES:
-        network = backprop.ruled(forward, rule)
-        picture, score = backprop.pictures(
+    for rule in attribution.RULES:
+        network = attribution.ruled(forward, rule)
+        picture, score = attribution.pictures(
             network, params, "conv4", images, units, positions
         )
         assert score[0] > 0
         found[rule] = np.asarray(picture).ravel()
     for one, other in [(0, 1), (0, 2), (1, 2)]:
-        a, b = found[backprop.RULES[one]], found[backprop.RULES[other]]
+        a, b = found[attribution.RULES[one]], found[attribution.RULES[other]]
         assert np.corrcoef(a, b)[0, 1] < 0.95
 
 
@@ -196,9 +197,9 @@ def test_rules_on_a_single_relu(rule, wanted):
         return {"all": jnp.sum(jax.nn.relu(images) * params, -1, keepdims=True)}
 
     images = jnp.array([1.0, 1, -1, -1])[None, None, None]
-    network = backprop.ruled(forward, rule)
+    network = attribution.ruled(forward, rule)
     arguments = network, weights, "all", images, jnp.array([0]), jnp.zeros((1, 2), int)
-    found, _ = backprop.pictures(*arguments, seed="one")
+    found, _ = attribution.pictures(*arguments, seed="one")
     assert found.ravel().tolist() == wanted
 
 
@@ -260,10 +261,10 @@ def two_layers(bend):
 def picture(forward, rule):
     params = jnp.array([[1.0, -2, 0.5], [-1, 1, -1], [0.5, 1, -2]])
     images = jnp.asarray(noise(2, 1, 1, 3) - 127)
-    network = backprop.ruled(forward, rule)
+    network = attribution.ruled(forward, rule)
     assert list(network(params, images)) == ["first", "second"]
     arguments = network, params, "second", images, jnp.array([0, 2])
-    return backprop.pictures(*arguments, jnp.zeros((2, 2), int), seed="one")[0]
+    return attribution.pictures(*arguments, jnp.zeros((2, 2), int), seed="one")[0]
 
 
 @pytest.mark.parametrize("rule", ["guided", "deconvnet"])
@@ -294,7 +295,7 @@ def test_a_network_without_relu_is_refused(rule):
 
 def test_a_rule_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="did you mean 'guided'"):
-        backprop.ruled(two_layers(jax.nn.relu), "guidde")
+        attribution.ruled(two_layers(jax.nn.relu), "guidde")
 
 
 @pytest.mark.parametrize(
@@ -306,9 +307,9 @@ def test_rules_change_no_activation(model, pooling):
     forward, params = models.load(model, "random", **options)
     images = noise(1, 80, 80, 3)
     wanted = jax.jit(forward)(params, images)
-    found = jax.jit(backprop.ruled(forward, "deconvnet"))(params, images)
+    found = jax.jit(attribution.ruled(forward, "deconvnet"))(params, images)
     names = list(forward(params, images))
-    assert list(backprop.ruled(forward, "guided")(params, images)) == names
+    assert list(attribution.ruled(forward, "guided")(params, images)) == names
     for name in names:
         np.testing.assert_array_equal(found[name], wanted[name])
 
@@ -320,9 +321,9 @@ def test_the_first_maximum_is_switched_in_any_max_pooling():
         x = jax.nn.relu(images)
         return {"pool": nnx.max_pool(x, (3, 3), strides=(2, 2))}
 
-    network = backprop.ruled(forward, "deconvnet")
+    network = attribution.ruled(forward, "deconvnet")
     arguments = images, jnp.array([1]), jnp.array([[1, 0]])
-    found, _ = backprop.pictures(network, {}, "pool", *arguments)
+    found, _ = attribution.pictures(network, {}, "pool", *arguments)
     assert np.argwhere(np.asarray(found[0])).tolist() == [[2, 0, 1]]
 
 

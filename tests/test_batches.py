@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nstvis import batches
+from nstvis import pipeline
 from nstvis.data import Example
 
-PLAIN = batches.Augmentation(crop=1, color=0, flip=False)
-WILD = batches.Augmentation(crop=0.3, color=0.5)
+PLAIN = pipeline.Augmentation(crop=1, color=0, flip=False)
+WILD = pipeline.Augmentation(crop=0.3, color=0.5)
 
 
 class Pictures:
@@ -62,17 +62,17 @@ def noise(count, size=(24, 16)):
 
 @pytest.fixture
 def damaged(tmp_path):
-    return batches.Damaged(tmp_path / "damaged.txt")
+    return pipeline.Damaged(tmp_path / "damaged.txt")
 
 
-NONE_DAMAGED = batches.Damaged(None)
+NONE_DAMAGED = pipeline.Damaged(None)
 
 
 def training(
     source, size=4, batch=2, seed=0, how=PLAIN, workers=0, damaged=NONE_DAMAGED
 ):
     return iter(
-        batches.training(
+        pipeline.training(
             source,
             size,
             batch,
@@ -86,7 +86,7 @@ def training(
 
 def evaluated(source, size=4, batch=2, damaged=NONE_DAMAGED, workers=0):
     return list(
-        batches.evaluation(source, size, batch, damaged=damaged, workers=workers)
+        pipeline.evaluation(source, size, batch, damaged=damaged, workers=workers)
     )
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_image_gives_its_place_to_the_next(damaged):
 
 
 def test_a_damaged_image_is_listed_once(damaged):
-    again = batches.Damaged(damaged.path)  # as after a restart
+    again = pipeline.Damaged(damaged.path)  # as after a restart
     for some in (damaged, damaged, again):
         for id in ("a", "b"):
             some.add(Example(id, 0, b""), ValueError(f"{id}: broken"))
@@ -240,14 +240,14 @@ def test_a_damaged_image_is_listed_once(damaged):
 
 
 def test_a_damaged_image_is_listed_once_by_many_threads(damaged, monkeypatch):
-    ids = batches.Damaged.ids
+    ids = pipeline.Damaged.ids
 
     def slowly(self):
         found = ids(self)
         time.sleep(0.02)
         return found
 
-    monkeypatch.setattr(batches.Damaged, "ids", slowly)
+    monkeypatch.setattr(pipeline.Damaged, "ids", slowly)
     examples = [Example(id, 0, b"") for id in "aaaabbbb"]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda one: damaged.add(one, ValueError("broken")), examples))
@@ -339,7 +339,7 @@ def test_training_sees_the_colours_that_evaluation_sees(mode):
     picture, _ = in_mode(Image.new("RGB", (20, 10), (200, 90, 30)), mode)
     source = Pictures([picture])
     (expected,) = evaluated(source, batch=1)
-    how = batches.Augmentation(crop=0.3, color=0)
+    how = pipeline.Augmentation(crop=0.3, color=0)
     np.testing.assert_array_equal(
         next(training(source, batch=1, how=how))["image"], expected["image"]
     )
@@ -349,7 +349,7 @@ def test_training_sees_the_colours_that_evaluation_sees(mode):
 
 
 def augmented(picture, count, **how):
-    iterator = training(Pictures([picture]), 32, 1, how=batches.Augmentation(**how))
+    iterator = training(Pictures([picture]), 32, 1, how=pipeline.Augmentation(**how))
     return joined(take(iterator, count), "image").astype(float)
 
 
@@ -396,7 +396,7 @@ def test_a_crop_of_a_long_image_is_as_large_as_its_aspect_ratio_lets(size):
 @settings(max_examples=20, deadline=None)
 @given(width=st.integers(1, 40), height=st.integers(1, 40), crop=st.floats(0.01, 1))
 def test_every_image_is_large_enough_for_a_crop(width, height, crop):
-    how = batches.Augmentation(crop=crop, color=0)
+    how = pipeline.Augmentation(crop=crop, color=0)
     (found,) = take(training(noise(1, (width, height)), 8, 1, how=how), 1)
     assert found["image"].shape == (1, 8, 8, 3)
 
@@ -480,7 +480,8 @@ def test_what_is_done_to_an_image_is_the_seeds_and_its_places_in_the_order():
 
 def test_shapes_are_those_of_batches():
     told = {
-        name: (value.shape, value.dtype) for name, value in batches.shapes(3, 8).items()
+        name: (value.shape, value.dtype)
+        for name, value in pipeline.shapes(3, 8).items()
     }
     found = next(training(flat(5), size=8, batch=3)), evaluated(flat(5), 8, 3)[-1]
     for batch in found:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from experiments import correspondence as experiment
-from nstvis import correspondence, images, models
+from nstvis import images, models
 from nstvis.data import primitives
+from nstvis.probes import correspondence
 
 FACES = 30 * primitives.SPLITS["train"]  # the place of the first
 

@@ -15,8 +15,10 @@ from test_runs import finish, signal_when, start
 
 from experiments import evolution as experiment
 from experiments import train
-from nstvis import batches, data, images, runs, weights
-from nstvis.units import evolution, scan
+from nstvis import data, images, pipeline, weights
+from nstvis.probes import evolution
+from nstvis.runs.workdir import claim
+from nstvis.units import scan
 from nstvis.units.table import Winners
 
 NETWORK = """
@@ -50,7 +52,7 @@ def trained(tmp_path_factory):
         batch=32,
     )
     workdir = folder / "train"
-    runs.claim(workdir, "train", config)
+    claim(workdir, "train", config)
     assert train.run(config, workdir) == 0
     return workdir, config
 
@@ -89,7 +91,7 @@ def highest(trained):
     """Epoch to layer to the activations of all images, the highest of each map."""
     run = train.Run(trained[1], trained[0])
     source = data.load("primitives", f"train[:{IMAGES}]")
-    seen = [np.asarray(batches.centred(source[i], SIZE)) for i in range(IMAGES)]
+    seen = [np.asarray(pipeline.centred(source[i], SIZE)) for i in range(IMAGES)]
     found = {}
     for epoch in EPOCHS:
         params = run.average_after(epoch)

@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nstvis import assets, images, models, plugins
+from nstvis import assets, images, models
+from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [
@@ -103,7 +104,7 @@ ELSEWHERE = {"evolution", "sanity", "train", "units"}
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*plugins.names(ROOT / "experiments")} - ELSEWHERE)
+    "name", sorted({*registry.names(ROOT / "experiments")} - ELSEWHERE)
 )
 def test_every_experiment_runs_for_two_steps(name, tmp_path):
     assert name in ARGUMENTS, f"add {name!r} to ARGUMENTS and FILES in this file"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import invariance as experiment
 from nstvis import images, models
-from nstvis.occlusion import GREY
+from nstvis.probes.occlusion import GREY
 
 # Its dense layer is the mean colour, whatever the place.
 MEAN = """

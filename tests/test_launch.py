@@ -10,11 +10,11 @@ import pytest
 from launcher import launch
 from PIL import Image
 
-from nstvis import plugins
+from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
-NAMES = plugins.names(EXPERIMENTS)
+NAMES = registry.names(EXPERIMENTS)
 SMALL = [
     "--config.weights=random",
     "--config.size=64",
@@ -31,7 +31,7 @@ import pathlib
 
 from nstvis import plugins
 
-style = plugins.find("experiment", "style", pathlib.Path({str(EXPERIMENTS)!r}))
+style = registry.find("experiment", "style", pathlib.Path({str(EXPERIMENTS)!r}))
 Config, PRESETS = style.Config, style.PRESETS
 
 
@@ -140,7 +140,7 @@ def test_help_lists_every_experiment():
     assert bare.returncode == 2
     assert asked.stdout == bare.stdout
     for name in NAMES:
-        summary = plugins.summary(EXPERIMENTS / f"{name}.py")
+        summary = registry.summary(EXPERIMENTS / f"{name}.py")
         assert len(summary) > 10
         assert re.search(
             rf"^  {name} +{re.escape(summary)}$", asked.stdout, re.MULTILINE
@@ -151,7 +151,7 @@ def test_help_lists_every_experiment():
 def test_help_lists_all_fields_with_defaults_and_comments(name):
     done = launch(f"--experiment={name}", "--help")
     assert done.returncode == 0, done.stderr
-    experiment = plugins.find("experiment", name, EXPERIMENTS)
+    experiment = registry.find("experiment", name, EXPERIMENTS)
     assert experiment.__doc__.splitlines()[0] in done.stdout
     lines = done.stdout.splitlines()
     for field in dataclasses.fields(experiment.Config):
@@ -165,7 +165,7 @@ def test_help_lists_all_fields_with_defaults_and_comments(name):
 
 
 def test_fields_override_presets_and_presets_override_defaults(folder, tmp_path):
-    presets = plugins.find("experiment", "style", EXPERIMENTS).PRESETS
+    presets = registry.find("experiment", "style", EXPERIMENTS).PRESETS
     show = f"--experiment={folder / 'show.py'}"
     overrides = ["--config.model=alexnet_small", "--config.steps=7"]
     overrides += ["--config.alpha=2.5", "--config.content=my photo.jpg"]

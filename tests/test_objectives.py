@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.style import PRESETS
 from nstvis import models
-from nstvis.synthesis import objectives, style
+from nstvis.synthesis import losses, style
 
 SHAPE = (1, 5, 7, 4)
 ONCE = settings(max_examples=25, deadline=None)
@@ -30,20 +30,20 @@ def matrix(features):
 def test_content_loss_is_the_papers_equation_1():
     f, p = draw(0), draw(1)
     expected = 0.5 * ((matrix(f) - matrix(p)) ** 2).sum()
-    np.testing.assert_allclose(objectives.content_loss(f, p), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.content_loss(f, p), expected, rtol=1e-5)
 
 
 def test_gram_is_the_papers_averaged_over_positions():
     f = draw(0)
     expected = matrix(f) @ matrix(f).T / (5 * 7)
-    np.testing.assert_allclose(objectives.gram(f), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses.gram(f), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_style_loss_is_the_papers_equation_4():
     f, s = draw(0), draw(1)
     g, a = (matrix(x) @ matrix(x).T for x in (f, s))
     expected = ((g - a) ** 2).sum() / (4 * 4**2 * (5 * 7) ** 2)
-    found = objectives.style_loss(f, objectives.gram(s))
+    found = losses.style_loss(f, losses.gram(s))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -53,7 +53,7 @@ def test_total_variation_sums_differences_down_and_right(power):
     y = x.astype(np.float64)
     expected = (np.abs(y[:, 1:] - y[:, :-1]) ** power).sum()
     expected += (np.abs(y[:, :, 1:] - y[:, :, :-1]) ** power).sum()
-    found = objectives.total_variation(x, power)
+    found = losses.total_variation(x, power)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -62,9 +62,9 @@ def test_total_variation_sums_differences_down_and_right(power):
 
 def in_units(name, f, p):
     """Returns the content loss and the style loss of F against P."""
-    units, a = objectives.UNITS[name], objectives.gram(p)
-    content = units.content(p) * objectives.content_loss(f, p)
-    return content, units.style(a) * objectives.style_loss(f, a)
+    units, a = losses.UNITS[name], losses.gram(p)
+    content = units.content(p) * losses.content_loss(f, p)
+    return content, units.style(a) * losses.style_loss(f, a)
 
 
 def test_units_of_neural_style_are_its_mean_squared_errors():
@@ -89,8 +89,8 @@ def test_units_of_ng_are_his_courses():
 def test_units_of_gatys_are_canonical():
     f, p = draw(0), draw(1)
     content, style_ = in_units("gatys2015", f, p)
-    assert content == objectives.content_loss(f, p)
-    assert style_ == objectives.style_loss(f, objectives.gram(p))
+    assert content == losses.content_loss(f, p)
+    assert style_ == losses.style_loss(f, losses.gram(p))
 
 
 @ONCE
@@ -106,10 +106,10 @@ def test_balanced_units_bear_an_all_zero_target():
         assert np.isfinite(loss)
 
 
-@pytest.mark.parametrize("name", objectives.UNITS)
+@pytest.mark.parametrize("name", losses.UNITS)
 def test_the_variation_is_averaged_in_balanced_units_only(name):
     expected = 1 / (4 * 6 * 3) if name == "balanced" else 1
-    assert objectives.UNITS[name].variation(jnp.zeros((1, 4, 6, 3))) == expected
+    assert losses.UNITS[name].variation(jnp.zeros((1, 4, 6, 3))) == expected
 
 
 # Invariances.
@@ -119,11 +119,11 @@ def test_the_variation_is_averaged_in_balanced_units_only(name):
 @given(scale=FACTORS, seed=st.integers(0, 99))
 def test_losses_scale_with_the_features(scale, seed):
     f, p = draw(seed), draw(seed + 100)
-    content = objectives.content_loss(scale * f, scale * p)
-    expected = scale**2 * objectives.content_loss(f, p)
+    content = losses.content_loss(scale * f, scale * p)
+    expected = scale**2 * losses.content_loss(f, p)
     np.testing.assert_allclose(content, expected, rtol=1e-4)
-    loss = objectives.style_loss(scale * f, objectives.gram(scale * p))
-    expected = scale**4 * objectives.style_loss(f, objectives.gram(p))
+    loss = losses.style_loss(scale * f, losses.gram(scale * p))
+    expected = scale**4 * losses.style_loss(f, losses.gram(p))
     np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
@@ -131,8 +131,8 @@ def test_losses_scale_with_the_features(scale, seed):
 @given(scale=FACTORS, power=st.sampled_from([1, 2]), seed=st.integers(0, 99))
 def test_total_variation_scales_and_ignores_brightness(scale, power, seed):
     x = draw(seed, (1, 4, 6, 3))
-    found = objectives.total_variation(scale * x + 7, power)
-    expected = scale**power * objectives.total_variation(x, power)
+    found = losses.total_variation(scale * x + 7, power)
+    expected = scale**power * losses.total_variation(x, power)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -141,8 +141,8 @@ def test_total_variation_scales_and_ignores_brightness(scale, power, seed):
 def test_a_gram_matrix_knows_neither_size_nor_place(rows, columns, seed):
     x = draw(seed)
     tiled = np.roll(np.tile(x, (1, rows, columns, 1)), (1, 2), (1, 2))
-    expected = objectives.gram(x)
-    np.testing.assert_allclose(objectives.gram(tiled), expected, rtol=1e-4, atol=1e-6)
+    expected = losses.gram(x)
+    np.testing.assert_allclose(losses.gram(tiled), expected, rtol=1e-4, atol=1e-6)
 
 
 # The whole objective.

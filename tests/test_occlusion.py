@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from experiments import occlusion as experiment
-from nstvis import backprop, images, models, occlusion
+from nstvis import images, models
+from nstvis.probes import attribution, occlusion
 
 # Sees one pixel; class 0 if it is light. Its second unit sees all pixels.
 ONE_PIXEL = """
@@ -222,8 +223,8 @@ def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
             forward, params = models.load(f"{pictures}/toy.py", "random")
     with np.load(pictures / "run/maps/0.npz") as found:
         image = images.to_array(images.read(pictures / "light.png"))[None]
-        network = backprop.ruled(forward, "guided")
-        expected, _ = backprop.pictures(
+        network = attribution.ruled(forward, "guided")
+        expected, _ = attribution.pictures(
             network, params, "conv1", image, np.array([1]), np.array([[10, 20]])
         )
         np.testing.assert_array_equal(found["carried"], expected[0])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from nstvis import models
 from nstvis.data import Example
-from nstvis.units import maxima, patches, sheets
+from nstvis.units import contact_sheets, maxima, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, Winners
 
@@ -239,18 +239,22 @@ def test_the_units_for_a_page_are_strong_and_various():
     top = Winners(score=score, image=score, position=score, box=score)
     layer = made_layer(top, units)
     layer.silent[14] = 1
-    chosen = sheets.representative(layer, drawn, 5, seed=0)
+    chosen = contact_sheets.representative(layer, drawn, 5, seed=0)
     assert len([unit for unit in chosen if unit < 5]) == 1
     assert chosen[1:] == [10, 11, 12, 13]
-    assert sheets.representative(layer, drawn, 5, seed=0) == chosen
-    others = {tuple(sheets.representative(layer, drawn, 5, seed=s)) for s in range(9)}
+    assert contact_sheets.representative(layer, drawn, 5, seed=0) == chosen
+    others = {
+        tuple(contact_sheets.representative(layer, drawn, 5, seed=s)) for s in range(9)
+    }
     assert len(others) > 1
 
 
 def test_a_block_has_the_strongest_patch_first_and_goes_row_by_row():
     drawn = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(3, -1) * 20
     drawn = np.broadcast_to(drawn, (9, 4, 4, 3))
-    picture = np.asarray(sheets.block(np.ascontiguousarray(drawn), side=8, gap=2))
+    picture = np.asarray(
+        contact_sheets.block(np.ascontiguousarray(drawn), side=8, gap=2)
+    )
     assert picture.shape == (28, 28, 3)
     centres = picture[4::10, 4::10, 0]
     np.testing.assert_array_equal(centres, np.arange(9).reshape(3, 3) * 20)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_patches import Noise
 
-from nstvis import backprop, models
-from nstvis.units import patches, projections
+from nstvis import models
+from nstvis.probes import attribution
+from nstvis.units import attributions, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, Winners
 
@@ -72,13 +73,13 @@ PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
 @pytest.mark.parametrize("rule", ["gradient", "deconvnet"])
 def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     forward, params = network("conv3")
-    ruled = backprop.ruled(forward, rule)
+    ruled = attribution.ruled(forward, rule)
     pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, name, pictures, PLACES)
     field = max(max(fields.size(unit)) for unit in range(64))
-    side = projections.window(ruled, params, field, fields.stride, SIZE)
+    side = attributions.window(ruled, params, field, fields.stride, SIZE)
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
-    sides, carried = [], projections._carried
+    sides, carried = [], attributions._carried
 
     def counted(*which):
         def carry(params, images, *rest):
@@ -87,9 +88,9 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
 
         return carry
 
-    monkeypatch.setattr(projections, "_carried", counted)
+    monkeypatch.setattr(attributions, "_carried", counted)
     seen = set()
-    for found in projections.project(ruled, params, name, layer, fields, pictures, 1):
+    for found in attributions.project(ruled, params, name, layer, fields, pictures, 1):
         for unit, rank, cell in zip(*found, strict=True):
             seen.add((unit, rank))
             place = layer.top.position[unit, rank]
@@ -114,10 +115,10 @@ def placed(forward, params, images):
 def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     forward, params = network()
     forward = functools.partial(placed, forward)
-    ruled = backprop.ruled(forward, "guided")
+    ruled = attribution.ruled(forward, "guided")
     pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, "conv2", pictures, [(9, 9)])
-    parts = projections.project(ruled, params, "conv2", layer, fields, pictures, 1)
+    parts = attributions.project(ruled, params, "conv2", layer, fields, pictures, 1)
     (((unit,), (rank,), (cell,)),) = parts
     place = layer.top.position[unit, rank]
     box, support = layer.top.box[unit, rank], fields.support(unit, *place)
@@ -128,7 +129,7 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
 
 def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
     forward, params = models.load("alexnet_small", "bundled", last="fc6")
-    ruled = backprop.ruled(forward, "deconvnet")
+    ruled = attribution.ruled(forward, "deconvnet")
     pictures = patches.Pictures([Noise(3, size=40)], 40)
     fields = receptive_fields(forward, params, 40, 40)["fc6"]
     scores = np.asarray(forward(params, images_of(pictures, [0]))["fc6"])[0]
@@ -147,7 +148,7 @@ def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
         }
     )
     found = np.zeros((count, 40, 40, 3), np.uint8)
-    parts = projections.project(ruled, params, "fc6", layer, fields, pictures, 32)
+    parts = attributions.project(ruled, params, "fc6", layer, fields, pictures, 32)
     for units, _, cells in parts:
         found[units] = cells
     assert (found[silent] == patches.GREY).all()
@@ -157,7 +158,7 @@ def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
 
 def test_networks_that_take_no_small_images_get_larger_windows():
     forward, params = models.load("alexnet_small", "random")
-    side = projections.window(forward, params, 7, 2, SIZE)
+    side = attributions.window(forward, params, 7, 2, SIZE)
     assert side < SIZE and side % 2 == 0
     with pytest.raises(ValueError, match="too small"):
         jax.eval_shape(forward, params, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
@@ -165,4 +166,4 @@ def test_networks_that_take_no_small_images_get_larger_windows():
     def fixed(params, images):
         return {"all": images.reshape(-1, SIZE * SIZE * 3)}
 
-    assert projections.window(fixed, {}, 7, 2, SIZE) == SIZE
+    assert attributions.window(fixed, {}, 7, 2, SIZE) == SIZE

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from nstvis import plugins
+from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,15 +24,15 @@ def test_the_two_commands_stand_there():
 
 
 def test_every_experiment_has_its_row():
-    for name in plugins.names(ROOT / "experiments"):
+    for name in registry.names(ROOT / "experiments"):
         assert f"[`{name}`](experiments/{name}.py)" in README
 
 
 def test_every_flag_it_names_exists():
     folder = ROOT / "experiments"
     fields = {"FIELD"}
-    for name in plugins.names(folder):
-        experiment = plugins.find("experiment", name, folder)
+    for name in registry.names(folder):
+        experiment = registry.find("experiment", name, folder)
         fields |= experiment.Config.__dataclass_fields__.keys()
     assert set(re.findall(r"--config\.(\w+)", README)) <= fields
 

@@ -14,7 +14,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import reconstruct
-from nstvis import devices, images, models, runs
+from nstvis import images, models
+from nstvis.runs.metrics import Metrics
 
 NETWORK = """
 from flax import nnx
@@ -35,7 +36,7 @@ NAMES = ["content_conv1", "content_conv2", "style_conv1", "style_conv1-conv2"]
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(cache):
     """Most runs here run the same program."""
-    devices.keep_compiled()
+    cache.keep_compiled()
     compilation_cache.reset_cache()  # JAX looks only once whether there is one
     yield
     jax.config.update("jax_compilation_cache_dir", None)
@@ -162,14 +163,14 @@ def test_every_picture_is_there_with_its_loss_and_its_psnr(whole, folder):
 def test_interrupted_it_ends_as_if_it_had_not_been(
     folder, whole, tmp_path, monkeypatch, caplog
 ):
-    write, once = runs.Metrics.write, []
+    write, once = Metrics.write, []
 
     def stop(self, row):
         if row["step"] == 2 and not once:
             once.append(signal.raise_signal(signal.SIGTERM))
         return write(self, row)
 
-    monkeypatch.setattr(runs.Metrics, "write", stop)
+    monkeypatch.setattr(Metrics, "write", stop)
     with caplog.at_level(logging.INFO):
         code = reconstruct.run(config(folder), tmp_path)
     assert code == 128 + signal.SIGTERM

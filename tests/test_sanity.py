@@ -9,7 +9,7 @@ from launcher import launch
 from PIL import Image
 
 from experiments import sanity
-from nstvis import backprop
+from nstvis.probes import attribution
 
 
 def noise(seed, count=4):
@@ -93,7 +93,7 @@ def test_the_page_and_the_numbers(tmp_path):
         rows = list(csv.DictReader(file))
     numbers = {(r["check"], r["method"], r["against"]): float(r["value"]) for r in rows}
     depths = ["none", "fc8", "fc7", "fc6", *(f"conv{i}" for i in (5, 4, 3, 2, 1))]
-    for rule in backprop.RULES:
+    for rule in attribution.RULES:
         similar = [numbers["randomisation", rule, depth] for depth in depths]
         assert similar[0] == pytest.approx(1)
         assert max(similar[1:]) < 0.999  # all depths have other weights
@@ -105,7 +105,7 @@ def test_the_page_and_the_numbers(tmp_path):
     )
     ratios = [r for r in rows if r["check"] == "optimised : natural"]
     assert {r["against"] for r in ratios} == {"trained", "random"}
-    for rule in [*backprop.RULES, "optimised pictures"]:
+    for rule in [*attribution.RULES, "optimised pictures"]:
         assert f"{rule} " in done.stderr
     with Image.open(tmp_path / "run/sanity.png") as page:
         assert page.width > 600

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nstvis import models, subjects
+from nstvis import models
+from nstvis.probes import inputs
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def goldfish(tmp_path):
 
 def load(folder, **options):
     options = {"dataset": f"folder:{folder}", "split": "train", "size": 40} | options
-    return subjects.load(subjects.Subjects(**options))
+    return inputs.load(inputs.Subjects(**options))
 
 
 def test_the_class_is_the_data_set_s_or_the_network_s_first_choice(goldfish):

@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from nstvis import devices, layers, models, training
+from nstvis import devices, layers, models
+from nstvis.training.step import Trainer, trainable
 
 CLASSES = 5
 STEPS = 4
@@ -48,8 +49,8 @@ def trainer(network, dtype=jnp.float32, seed=0):
     decay = optax.add_decayed_weights(
         DECAY, lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
     )
-    return training.Trainer(
-        training.trainable(network, 0.0, dtype),
+    return Trainer(
+        trainable(network, 0.0, dtype),
         optax.chain(decay, optax.sgd(RATE, momentum=MOMENTUM, nesterov=True)),
         smoothing=SMOOTHING,
         ema=EMA,
@@ -209,7 +210,7 @@ def test_a_batch_divided_over_devices_is_still_one_batch(ours, history):
 
 
 def test_in_bfloat16_layers_compute_and_what_is_kept_is_float32(history):
-    network = training.trainable(chain(), 0.0, jnp.bfloat16)
+    network = trainable(chain(), 0.0, jnp.bfloat16)
     network.eval()
     shapes = jax.eval_shape(network, jnp.zeros((1, 12, 12, 3)))
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {np.dtype(jnp.bfloat16)}
@@ -247,7 +248,7 @@ def test_the_average_has_a_short_memory_at_first(history):
 def test_folded_it_computes_what_it_computes_in_evaluation(ours):
     state = stirred(ours.start())
     state = state._replace(average=(state.params, state.statistics))
-    network = training.trainable(chain(), 0.5, jnp.float32)
+    network = trainable(chain(), 0.5, jnp.float32)
     nnx.update(network, *state.average)
     network.eval()
     images = batch(0)["image"].astype(np.float32)
@@ -274,7 +275,7 @@ def test_what_is_kept_is_the_average(ours, history):
 
 
 def test_what_hidden_dense_layers_put_out_is_dropped_and_nothing_else():
-    network = training.trainable(chain(), 0.5, jnp.float32)
+    network = trainable(chain(), 0.5, jnp.float32)
     network.fc3.bias = nnx.Param(jnp.full(10, 5.0))  # so that few are zero anyway
     for layer, shape in ((network.fc4.linear, (10, 12)), (network.fc5.linear, (12, 5))):
         layer.kernel = nnx.Param(jnp.eye(*shape))
@@ -396,8 +397,8 @@ def test_a_network_of_another_kind_learns_as_it_is():
         own = jnp.take_along_axis(logits, one["label"][:, None], 1)[:, 0]
         return (jax.nn.logsumexp(logits, -1) - own).mean()
 
-    network = training.trainable(filled(Branched), 0.5, jnp.bfloat16)
-    mine = training.Trainer(network, optax.sgd(rate), smoothing=0, ema=0, seed=0)
+    network = trainable(filled(Branched), 0.5, jnp.bfloat16)
+    mine = Trainer(network, optax.sgd(rate), smoothing=0, ema=0, seed=0)
     state, row = jax.jit(mine.step)(mine.start(), one)
     value, gradient = jax.jit(jax.value_and_grad(loss))(before)
     assert row["loss"] == pytest.approx(float(value), rel=1e-6)

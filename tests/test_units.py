@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_runs import finish, start, start_hosts
 
-from nstvis import batches, data, models
+from nstvis import data, models, pipeline
 from nstvis.units import scan_file, table
 from nstvis.units.atlas import Atlas
 
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def activations():
     source = data.load("primitives", f"train[:{IMAGES}]")
-    images = [np.asarray(batches.centred(source[i], SIZE)) for i in range(IMAGES)]
+    images = [np.asarray(pipeline.centred(source[i], SIZE)) for i in range(IMAGES)]
     forward, params = models.load("alexnet_small")
     batched = np.stack(images).astype(np.float32).reshape(-1, BATCH // 2, SIZE, SIZE, 3)
     found = [jax.jit(forward)(params, batch) for batch in batched]

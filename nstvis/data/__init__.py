@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from nstvis import plugins
+from nstvis.runs import registry
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 def names() -> list[str]:
     """The data sets that `load` knows by name."""
-    return plugins.names(FOLDER)
+    return registry.names(FOLDER)
 
 
 def load(dataset: str, split: str, data_dir: str = "") -> Source:
@@ -73,5 +73,5 @@ def load(dataset: str, split: str, data_dir: str = "") -> Source:
     if name in names():
         module = importlib.import_module(f"{__name__}.{name}")
     else:
-        module = plugins.find("data set", name, FOLDER)
+        module = registry.find("data set", name, FOLDER)
     return module.load(argument, split, data_dir)

@@ -14,10 +14,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nstvis import devices, images
+from nstvis import images
 from nstvis.data import tfds as prepared
 from nstvis.data._geometry import SIZE, reduced, smooth_noise
 from nstvis.data._shapes import KINDS
+from nstvis.runs import cache
 
 # Pictures of every kind.
 SPLITS = {"train": 200, "validation": 40}
@@ -117,7 +118,7 @@ def load(argument: str, split: str, data_dir: str) -> prepared.Records:
     Raises:
         ValueError: No such seed or split.
     """
-    folder = data_dir or str(devices.cache_folder() / "tfds")
+    folder = data_dir or str(cache.cache_folder() / "tfds")
     return prepared.load(f"primitives/{argument or 0}", split, folder)
 
 

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
 from nstvis.data import Example
-from nstvis.errors import unknown
+from nstvis.runs.registry import unknown
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from nstvis import devices, weights
 from nstvis.data.tfds import Records, prepare, quiet, read
+from nstvis.runs import cache
 
 ARCHIVE = "tiny-imagenet-200.zip"
 URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
@@ -84,7 +84,7 @@ def load(argument: str, split: str, data_dir: str) -> Records:
         raise ValueError(f"tiny_imagenet takes no argument, not {argument!r}")
     archive = epath.Path(data_dir) / ARCHIVE if data_dir else None
     digest = _sha256(archive) if archive else SHA256
-    folder = devices.cache_folder() / "tfds" / digest[:16]
+    folder = cache.cache_folder() / "tfds" / digest[:16]
     builder = TinyImagenet(data_dir=folder, file_format="array_record")
     builder.archive = archive
     prepare(builder)
@@ -92,9 +92,9 @@ def load(argument: str, split: str, data_dir: str) -> Records:
 
 
 def _downloaded() -> epath.Path:
-    path = devices.cache_folder() / f"tiny-imagenet-200-{SHA256}.zip"
+    path = cache.cache_folder() / f"tiny-imagenet-200-{SHA256}.zip"
     if not path.exists():
-        weights.download(URL, path)
+        cache.download(URL, path)
     return epath.Path(path)
 
 

@@ -23,9 +23,9 @@ import jax
 from flax import nnx
 from jax import Array
 
-from nstvis import plugins
 from nstvis import weights as weights_io
-from nstvis.errors import unknown
+from nstvis.runs import registry
+from nstvis.runs.registry import unknown
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -35,7 +35,7 @@ Forward = Callable[[Params, Array], dict[str, Array]]
 
 def names() -> list[str]:
     """The networks that `load` knows by name."""
-    return plugins.names(FOLDER)
+    return registry.names(FOLDER)
 
 
 def layers(name: str) -> list[str]:
@@ -45,7 +45,7 @@ def layers(name: str) -> list[str]:
         ValueError: No such network.
         FileNotFoundError: No such file.
     """
-    module, found = plugins.find("model", name, FOLDER), []
+    module, found = registry.find("model", name, FOLDER), []
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
 
     def trace(images: Array) -> None:
@@ -123,7 +123,7 @@ def network(
     """Builds the Flax module that `load` makes a function of, with its weights."""
     if last is not None and last not in (known := layers(name)):
         raise ValueError(unknown(f"layer of {name}", last, known))
-    module = plugins.find("model", name, FOLDER)
+    module = registry.find("model", name, FOLDER)
     if classes is None:
         classes = len(weights_io.classes(weights, pathlib.Path(name).stem)) or None
     whole = _abstract(module, pooling, None, classes)

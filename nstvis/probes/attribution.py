@@ -24,8 +24,8 @@ from jax import Array
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.extend.core import Literal as Constant
 
-from nstvis.errors import unknown
 from nstvis.models import Forward, Params
+from nstvis.runs.registry import unknown
 
 RULES = ("gradient", "guided", "deconvnet")
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import batches, devices, images
+from nstvis import devices, images, pipeline
 from nstvis.data import Example, primitives
 from nstvis.models import Forward, Params
 from nstvis.units.patches import GREY
@@ -238,7 +238,7 @@ def _listed(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _parts(found: Sequence[tuple[Example, Mapping[str, Any]]], size: int) -> Parts:
-    pictures = [np.asarray(batches.centred(example, size)) for example, _ in found]
+    pictures = [np.asarray(pipeline.centred(example, size)) for example, _ in found]
     boxes = {
         part: np.array(
             [_scaled(example, part, own[part], size) for example, own in found]
@@ -249,7 +249,7 @@ def _parts(found: Sequence[tuple[Example, Mapping[str, Any]]], size: int) -> Par
 
 
 def _scaled(example: Example, part: str, box: Any, size: int) -> list[int]:
-    """The pixels of the square that a box touches, as `batches.centred` cuts it out."""
+    """The pixels of the square that a box touches, as `pipeline.centred` cuts it out."""
     where = f"{example.id}: {part!r} {box}"
     width, height = images.decode(example.encoded, example.id).size
     if not _is_box(box):

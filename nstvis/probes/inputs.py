@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Resampling
 
-from nstvis import assets, batches, data, images, models, weights
+from nstvis import assets, data, images, models, pipeline, weights
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -114,7 +114,7 @@ def _opened(
             )
         example = source[int(part)]
         kind = source.classes[example.label] if example.label >= 0 else ""
-        image = batches.centred(example, config.size)
+        image = pipeline.centred(example, config.size)
         return f"{part} {short(kind)}".strip(), images.to_array(image), kind
     path = assets.FOLDER / "demo_content.jpg" if part == "demo" else pathlib.Path(part)
     side = (config.size, config.size)

@@ -1,20 +1,12 @@
-"""Experiments and models, one file each: found by name or by path, and configured."""
+"""Experiments, networks and data sets, one file each: found by name or by path."""
 
 import ast
-import dataclasses
+import difflib
 import importlib.util
-import inspect
-import math
 import pathlib
-import re
 import sys
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
-
-from nstvis.errors import unknown
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -50,58 +42,9 @@ def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
     return module
 
 
-def parse_config(
-    experiment: ModuleType, values: flags.FlagValues, argv: list[str]
-) -> Any:
-    """Returns the experiment's Config with what `--config...` says.
-
-    `--config=NAME` starts from one of the experiment's `PRESETS`.
-
-    Raises:
-        ValueError: No such preset, field or flag.
-        flags.Error: A value is not of its field's type.
-    """
-    presets = getattr(experiment, "PRESETS", {})
-
-    def preset(name: str):
-        if name not in presets:
-            raise ValueError(unknown("preset", name, presets))
-        return presets[name]
-
-    fields = list(experiment.Config.__dataclass_fields__)
-    asked = re.compile(r"^--?(?:no)?config\.([\w.]+)", re.MULTILINE)
-    for name in asked.findall("\n".join(argv)):
-        if name not in fields:
-            raise ValueError(unknown("config field", name, fields))
-    holder = config_flags.DEFINE_config_dataclass(
-        "config", experiment.Config(), "", values, sys_argv=argv, parse_fn=preset
-    )
-    try:
-        rest = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = ["experiment", "workdir", "help", "config.FIELD"]
-        raise ValueError(unknown("flag", error.flagname, known)) from error
-    if rest:
-        raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
-    for name, value in vars(holder.value).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value} should be a finite number")
-    return holder.value
-
-
-def describe(config: type) -> str:
-    """Lists a Config's fields with their types, defaults and comments."""
-    comments = {}
-    for cls in reversed(config.__mro__[:-1]):
-        above: list[str] = []
-        for line in inspect.getsource(cls).splitlines():
-            if comment := re.fullmatch(r"\s+# (.*)", line):
-                above.append(comment[1])
-            elif field := re.match(r"    (\w+): ", line):
-                comments[field[1]], above = " ".join(above), []
-    lines = []
-    for field in dataclasses.fields(config):
-        kind = getattr(field.type, "__name__", field.type)
-        lines.append(f"  --config.{field.name}={field.default}  ({kind})")
-        lines.append(f"      {comments.get(field.name, '')}")
-    return "\n".join(lines)
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Says that there is no `name`, which `kind` comes nearest, and what exists."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"no {kind} {name!r}: {hint}there are {', '.join(known)}"

@@ -17,8 +17,8 @@ import optax
 from jax import Array
 
 from nstvis import devices, models
-from nstvis.errors import unknown
-from nstvis.synthesis import canvas, minimize, objectives, transforms
+from nstvis.runs.registry import unknown
+from nstvis.synthesis import canvas, losses, minimize, transforms
 
 OBJECTIVES = ("unit", "channel")
 
@@ -178,7 +178,7 @@ def make_objective(
         activation = map.mean()
         small = picture / 255
         loss = settings.l2 * jnp.mean((small - 0.5) ** 2) - activation
-        loss += settings.tv * objectives.total_variation(small, 2) / small.size
+        loss += settings.tv * losses.total_variation(small, 2) / small.size
         return loss, {"activation": activation}
 
     return objective

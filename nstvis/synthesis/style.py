@@ -19,8 +19,8 @@ from jax import Array
 from PIL import Image
 
 from nstvis import devices, images, models
-from nstvis.errors import unknown
-from nstvis.synthesis import minimize, objectives
+from nstvis.runs.registry import unknown
+from nstvis.synthesis import losses, minimize
 from nstvis.synthesis.style_settings import (
     LEARNING_RATES,
     SHORTEST_SIDE,
@@ -211,7 +211,7 @@ def make_aim(
     forward: models.Forward, settings: Settings
 ) -> Callable[[models.Params, Array, list[Array]], Aim]:
     """Returns the function from parameters, content and styles to an `Aim`."""
-    units = objectives.UNITS[settings.units]
+    units = losses.UNITS[settings.units]
     content_weights = layer_weights(settings.content_layers)
     style_weights = layer_weights(settings.style_layers)
 
@@ -228,7 +228,7 @@ def make_aim(
                 )
         grams = {
             name: jnp.tensordot(
-                shares, jnp.stack([objectives.gram(one[name]) for one in painted]), 1
+                shares, jnp.stack([losses.gram(one[name]) for one in painted]), 1
             )
             for name in style_weights
         }
@@ -251,12 +251,12 @@ def make_objective(forward: models.Forward, settings: Settings) -> minimize.Obje
     random number of pixels first, so that no pixel keeps its place in the network's
     strides.
     """
-    units = objectives.UNITS[settings.units]
+    units = losses.UNITS[settings.units]
     jitter = 0 if settings.optimizer == "lbfgs" else settings.jitter
 
     def objective(canvas: Array, aim: Aim, key: Array) -> tuple[Array, dict]:
         targets = aim.features
-        variation = units.variation(canvas) * objectives.total_variation(
+        variation = units.variation(canvas) * losses.total_variation(
             canvas, settings.tv_power
         )
         if jitter > 1:
@@ -265,11 +265,11 @@ def make_objective(forward: models.Forward, settings: Settings) -> minimize.Obje
             targets = forward(aim.params, jnp.roll(aim.content, shift, (1, 2)))
         features = forward(aim.params, canvas)
         content = sum(
-            factor * objectives.content_loss(features[name], targets[name])
+            factor * losses.content_loss(features[name], targets[name])
             for name, factor in aim.content_factors.items()
         )
         style = sum(
-            factor * objectives.style_loss(features[name], aim.grams[name])
+            factor * losses.style_loss(features[name], aim.grams[name])
             for name, factor in aim.style_factors.items()
         )
         loss = settings.alpha * content + settings.beta * style
@@ -356,6 +356,6 @@ def _log_objective(aim: Aim, settings: Settings) -> None:
         f"{settings.beta * float(factor):.3g} E({name})"
         for name, factor in aim.style_factors.items()
     ]
-    units = objectives.UNITS[settings.units]
+    units = losses.UNITS[settings.units]
     terms.append(f"{settings.gamma * units.variation(aim.content):.3g} TV")
     logger.info("%d x %d: J = %s", width, height, " + ".join(terms))

@@ -6,8 +6,8 @@ import math
 import os
 
 from nstvis import images
-from nstvis.errors import unknown
-from nstvis.synthesis import objectives
+from nstvis.runs.registry import unknown
+from nstvis.synthesis import losses
 
 SHORTEST_SIDE = 32  # pixels of the smallest pictures that a network is shown
 LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
@@ -69,7 +69,7 @@ class Settings:
 def check(settings: Settings, styles: int) -> None:
     """Raises a ValueError if a setting makes no sense for so many style pictures."""
     for field, choices in {
-        "units": objectives.UNITS,
+        "units": losses.UNITS,
         "preserve_color": ("no", "luminance", "histogram"),
         "pooling": ("max", "average"),
     }.items():

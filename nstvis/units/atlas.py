@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from nstvis.errors import unknown
+from nstvis.runs.registry import unknown
 from nstvis.units.table import Layer, Table, Winners
 
 _ROWS = 16  # units in a file of patches

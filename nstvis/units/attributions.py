@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import backprop
 from nstvis.models import Forward, Params
+from nstvis.probes import attribution
 from nstvis.units.patches import GREY, Pictures, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer
@@ -31,7 +31,7 @@ def project(
     """Draws the backward picture of each of a layer's winners.
 
     Args:
-        network: From `backprop.ruled`.
+        network: From `attribution.ruled`.
         params: Its parameters.
         name: The layer's.
         layer: With the winners that are wanted in `top`.
@@ -88,13 +88,13 @@ def project(
 
 @functools.lru_cache(1)
 def _carried(network: Forward, layer: str) -> Callable[..., tuple[Array, Array]]:
-    """`backprop.pictures`, compiled."""
+    """`attribution.pictures`, compiled."""
 
     def carried(
         params: Params, images: Array, units: Array, places: Array
     ) -> tuple[Array, Array]:
         images = images.astype(jnp.float32)
-        return backprop.pictures(network, params, layer, images, units, places)
+        return attribution.pictures(network, params, layer, images, units, places)
 
     return jax.jit(carried)
 

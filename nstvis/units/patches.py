@@ -13,7 +13,7 @@ from jax import Array
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from nstvis import batches
+from nstvis import pipeline
 from nstvis.data import Example, Source
 from nstvis.models import Forward, Params
 from nstvis.units import maxima
@@ -50,7 +50,7 @@ class Pictures:
         return self._centred(int(index))
 
     def _fetch(self, index: int) -> np.ndarray:
-        return np.asarray(batches.centred(self.example(index), self.size))
+        return np.asarray(pipeline.centred(self.example(index), self.size))
 
     def example(self, index: int) -> Example:
         """What the data set has there.

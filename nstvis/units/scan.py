@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from nstvis import batches, data, devices, models, runs
-from nstvis.errors import unknown
+from nstvis import data, devices, models, pipeline
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.progress import Progress, interruptible
+from nstvis.runs.registry import unknown
 from nstvis.units import maxima, scan_file
 from nstvis.units.receptive_fields import Fields, receptive_fields
 from nstvis.units.scan_file import About
@@ -150,19 +152,19 @@ def run(
     """
     about, source = subject.about, subject.sources[0]
     scan, state = _started(subject)
-    damaged = batches.Damaged(workdir / "damaged.txt")
+    damaged = pipeline.Damaged(workdir / "damaged.txt")
     images = iter(
-        batches.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
+        pipeline.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
     )
     steps = -(-len(source) // batch)
-    shape = batches.shapes(batch, about.size)["image"]
+    shape = pipeline.shapes(batch, about.size)["image"]
     cost = devices.flops(jax.jit(subject.forward), subject.params, shape)
-    checkpoints = runs.Checkpoints(workdir, checkpoint_every)
+    checkpoints = Checkpoints(workdir, checkpoint_every)
     done = checkpoints.latest()
     with (
-        runs.interruptible() as interruption,
+        interruptible() as interruption,
         checkpoints,
-        runs.Progress([cost] * steps, done) as progress,
+        Progress([cost] * steps, done) as progress,
     ):
         state = checkpoints.restore(state, data=images)
         for step in range(done + 1, steps + 1):

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstvis import runs
 from nstvis.data import Source
 from nstvis.models import Forward, Params
+from nstvis.runs.files import write_text
 from nstvis.units import maxima
 
 
@@ -112,7 +112,7 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
                     f" {_short(earlier[name])}, is {_short(mine)}. Name another --workdir"
                 )
     else:
-        runs.write_text(path, text)
+        write_text(path, text)
 
 
 def _short(value: Any) -> str:

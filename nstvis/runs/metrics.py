@@ -1,0 +1,73 @@
+"""A run's numbers by step, a line of JSON each."""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+
+from nstvis import devices
+from nstvis.runs import files
+
+LAG = 3  # steps that metrics wait before they are fetched, when they are long finished
+
+
+class Metrics:
+    """Numbers by step, a line of JSON each, in `metrics.jsonl`."""
+
+    def __init__(self, workdir: pathlib.Path, done: int):
+        """Opens the file; lines after step `done` are an interrupted run's: dropped."""
+        self.path = workdir / "metrics.jsonl"
+        self._late: collections.deque[Mapping[str, Any]] = collections.deque()
+        kept = [row for row in self.read() if row["step"] <= done]
+        if devices.is_lead():
+            files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        path = self.path if devices.is_lead() else pathlib.Path(os.devnull)
+        self._file = path.open("a", buffering=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with files.naming(self.path):
+            self._file.close()
+
+    def write(self, row: Mapping[str, Any]) -> dict[str, float] | None:
+        """Takes a step's numbers, of which `step` is one, still on the device or not.
+
+        They are written a few steps later, so as not to wait for the device.
+
+        Returns:
+            The numbers that have been written by this call, if any.
+        """
+        self._late.append(row)
+        return self._land() if len(self._late) > LAG else None
+
+    def flush(self) -> dict[str, float] | None:
+        """Writes all numbers taken so far; returns the last of them, if any."""
+        row = None
+        while self._late:
+            row = self._land()
+        return row
+
+    def _land(self) -> dict[str, float]:
+        row = jax.device_get(dict(self._late.popleft()))
+        numbers = {key: float(value) for key, value in row.items()}
+        plain = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        with files.naming(self.path):
+            self._file.write(json.dumps(plain | {"step": int(row["step"])}) + "\n")
+        return numbers
+
+    def read(self) -> list[dict[str, float]]:
+        """All rows; a last line that a kill cut short does not count."""
+        rows = []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows

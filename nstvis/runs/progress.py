@@ -1,0 +1,130 @@
+"""Long work: what a person sees of it, and how they stop it."""
+
+import collections
+import itertools
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """A run stopped between two steps, as it was asked to, and can be resumed."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Progress:
+    """Shows how far a loop is, and stops it between two steps.
+
+    There is a bar with the time left on a terminal, and a log line now and then
+    elsewhere. Ctrl-C and SIGTERM set `interrupted`: break, after saving what is to be
+    saved, and leaving the `with` block raises `Interrupted`. A second Ctrl-C stops at
+    once.
+
+    Attributes:
+        interrupted: The signal's number, or 0.
+    """
+
+    def __init__(self, costs: Sequence[float], done: int = 0):
+        """Starts after step `done`.
+
+        Args:
+            costs: Floating-point operations of all steps, in order; 0 if not known.
+            done: Steps that an earlier start took.
+        """
+        self.interrupted = 0
+        self._known = any(costs)
+        self._work = [0.0, *itertools.accumulate(cost or 1.0 for cost in costs)]
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=len(costs),
+            initial=done,
+            disable=not self._terminal,
+            leave=self._known,
+            bar_format="{n_fmt}/{total_fmt} {bar:8} {desc}",
+        )
+        self._line = self._done = done
+        self._recent: collections.deque[tuple[float, int]] = collections.deque([], 50)
+        self._logging = logging_redirect_tqdm()
+
+    def __enter__(self) -> Self:
+        self._logging.__enter__()
+        self._handlers = {
+            signum: signal.signal(signum, self._interrupt)
+            for signum in (signal.SIGINT, signal.SIGTERM)
+        }
+        if self._done:
+            logger.info("resuming after step %d of %d", self._done, self._steps)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._bar.close()
+        self._logging.__exit__(None, None, None)
+        if self.interrupted and kind is None:
+            raise Interrupted(self.interrupted)
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        self.interrupted = signum
+        signal.signal(signum, signal.default_int_handler)
+
+    @property
+    def _steps(self) -> int:
+        return len(self._work) - 1
+
+    def show(self, step: int, text: str) -> None:
+        """Shows the step that has been reached, and some numbers."""
+        self._recent.append((time.monotonic(), step))
+        text = f"{self._pace(step)}{text}"
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if not self._terminal and (step - self._line) * 10 >= self._steps:
+            self._line = step
+            logger.info("step %d of %d: %s", step, self._steps, text)
+
+    def _pace(self, step: int) -> str:
+        """The time left and the speed, by the work of late; nothing at first."""
+        (began, first), (now, last) = self._recent[0], self._recent[-1]
+        # The first steps are dispatched long before they are done.
+        if last == first or now - began < 0.1:
+            return ""
+        speed = (self._work[last] - self._work[first]) / (now - began)
+        left = round((self._work[-1] - self._work[step]) / speed)
+        rate = f"{speed / 1e9:.0f} GFLOP/s, " if self._known else ""
+        return f"{left // 60}:{left % 60:02} left, {rate}"
+
+
+def track(
+    items: Iterable[T], total: int, text: str, *, done: int = 0, cost: float = 0.0
+) -> Iterator[T]:
+    """Yields items while it shows how far they are.
+
+    Args:
+        items: Those that are still to come.
+        total: How many there are, with those that are done.
+        text: What they are, such as "patches".
+        done: How many an earlier start has done.
+        cost: Floating-point operations of each, if known.
+
+    Raises:
+        Interrupted: It was asked to stop, between two items.
+    """
+    with Progress([cost] * total, done) as progress:
+        for step, item in enumerate(items, done + 1):
+            yield item
+            progress.show(step, text)
+            if progress.interrupted:
+                return
