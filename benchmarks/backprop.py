@@ -81,7 +81,7 @@ def ours(layer: str) -> Take:
     from nstvis.probes import attribution
     from nstvis.units import attributions
     from nstvis.units.receptive_fields import receptive_fields
-    from nstvis.units.table import Layer, Winners
+    from nstvis.units.table import Layer, RankedPatches
 
     forward, params = models.load("alexnet", "random")
     pictures, fields = Photographs(), receptive_fields(forward, params, SIZE, SIZE)
@@ -93,14 +93,17 @@ def ours(layer: str) -> Take:
     image[units, rank], position[units, rank] = images, positions
     score[units, rank] = np.asarray(found[layer])[images, *positions.T, units]
     box = fields[layer].boxes(np.arange(shape[0])[:, None], position)
-    top, none = Winners(score=score, image=image, position=position, box=box), score
+    top, none = (
+        RankedPatches(score=score, image=image, position=position, box=box),
+        score,
+    )
     wanted = Layer(
         top=top,
         least=top,
         by_class=top,
         mean=none,
         std=none,
-        silent=none,
+        sparsity=none,
         histogram=none,
         class_mean=none,
     )

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import turns
 from benchmarks.turns import Take
+from nstvis import crops
 
 BATCH = 128
 CLASSES = 200
@@ -211,7 +212,7 @@ def our_input(task: str, kind: str, size: int) -> Take:
     if task == "evaluation":
         made = pipeline.evaluation(images, size, BATCH, **common)
     else:
-        how = pipeline.Augmentation(crop=config.crop, color=config.color)
+        how = crops.Augmentation(crop=config.crop, color=config.color)
         made = pipeline.training(
             images, size, BATCH, seed=0, augmentation=how, **common
         )

@@ -53,7 +53,6 @@ from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.files import write_text
 from nstvis.runs.progress import Progress, interruptible
 from nstvis.runs.registry import unknown
-from nstvis.units.patches import GREY
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +321,7 @@ def _masked(
         for mask in masks:
             if (mask.row, mask.part) == (row, part):
                 top, left, bottom, right = mask.boxes[column]
-                picture[top:bottom, left:right] = GREY
+                picture[top:bottom, left:right] = images.GREY
                 break
         yield picture
 

@@ -158,7 +158,7 @@ def _learned(folder: pathlib.Path, config: Config) -> train.Config:
 
 def _subjects(
     config: Config, training: train.Run, learned: train.Config, folder: pathlib.Path
-) -> Iterator[tuple[int, scan.Subject]]:
+) -> Iterator[tuple[int, scan.Target]]:
     """What is to be scanned, by epoch: the same but for the weights."""
     numbers, first = training.kept_epochs(), None
     if not numbers:
@@ -181,9 +181,9 @@ def _first(
     learned: train.Config,
     forward: models.Forward,
     params: models.Params,
-) -> scan.Subject:
+) -> scan.Target:
     seen = train.Config() if config.dataset else learned
-    subject = scan.subject(
+    subject = scan.target(
         model=learned.model,
         weights="",
         dataset=config.dataset or seen.dataset,
@@ -193,7 +193,7 @@ def _first(
         layers=[*map(str.strip, config.layers.split(","))] if config.layers else (),
         k=9,
         patches=1,
-        suppress=False,
+        deduplicate=False,
         per_class=1,
         network=(forward, params),
     )
@@ -204,7 +204,7 @@ def _first(
     return dataclasses.replace(subject, about=about)
 
 
-def _scan(subject: scan.Subject, folder: pathlib.Path, batch: int) -> int:
+def _scan(subject: scan.Target, folder: pathlib.Path, batch: int) -> int:
     """Leaves `scan.npz`, unless it is there; returns a signal's exit status or 0."""
     folder.mkdir(parents=True, exist_ok=True)
     scan_file.refuse_changed(folder / "scan.json", subject.about)
@@ -222,7 +222,7 @@ def _scan(subject: scan.Subject, folder: pathlib.Path, batch: int) -> int:
 
 
 def _epochs(
-    config: Config, subjects: Mapping[int, scan.Subject], workdir: pathlib.Path
+    config: Config, subjects: Mapping[int, scan.Target], workdir: pathlib.Path
 ) -> Iterator[Epoch]:
     """Reads the scans, and computes the sample's activations."""
     first = next(iter(subjects.values()))
@@ -244,7 +244,7 @@ def _epochs(
         yield Epoch(number, subject.params, scan.layers(first, state), activations)
 
 
-def _sample(subject: scan.Subject, count: int) -> np.ndarray:
+def _sample(subject: scan.Target, count: int) -> np.ndarray:
     """Images that are not damaged, uint8 `[images, size, size, 3]`."""
     pictures = patches.Pictures(subject.sources, subject.about.size)
     total, found = sum(map(len, subject.sources)), []
@@ -262,7 +262,7 @@ def compare(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
         {"layer": name, "epoch": epoch.number, "units": len(epoch.layers[name].mean)}
         | _agreement(name, epoch, before, "previous")
         | _agreement(name, epoch, epochs[-1], "last")
-        | {"dead": int((epoch.layers[name].silent == 1).sum())}
+        | {"dead": int((epoch.layers[name].sparsity == 1).sum())}
         for name in epochs[0].layers
         for before, epoch in zip([None, *epochs], epochs, strict=False)
     ]
@@ -314,7 +314,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
 
 def _draw(
-    config: Config, subject: scan.Subject, epochs: Sequence[Epoch], path: pathlib.Path
+    config: Config, subject: scan.Target, epochs: Sequence[Epoch], path: pathlib.Path
 ) -> None:
     """Writes the page of all layers' blocks."""
     pictures = patches.Pictures(subject.sources, subject.about.size)
@@ -338,7 +338,7 @@ def _cells(
     epoch: Epoch,
     name: str,
     units: Sequence[int],
-    subject: scan.Subject,
+    subject: scan.Target,
     pictures: patches.Pictures,
     batch: int,
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -126,8 +126,8 @@ def _explained(unit: Unit, about: scan_file.About) -> Iterator[str]:
         " is what the unit looks for, and nine make a square that is seen at a glance."
     )
     yield (
-        f"On {scanned}: mean {unit.mean:.3g}, standard deviation {unit.std:.3g}, silent"
-        f" for {unit.silent:.0%} of the images."
+        f"On {scanned}: mean {unit.mean:.3g}, standard deviation {unit.std:.3g}, sparsity"
+        f" for {unit.sparsity:.0%} of the images."
     )
     if unit.favourite:
         yield (

@@ -38,9 +38,9 @@ from PIL import Image
 from PIL.Image import Resampling, Transform
 
 from nstvis import devices, images, models
+from nstvis.layers import MEAN_COLOR
 from nstvis.probes import inputs
-from nstvis.probes.inputs import Picture, Subject, Subjects, short
-from nstvis.probes.occlusion import GREY
+from nstvis.probes.inputs import Inputs, LoadedInputs, Picture, short
 from nstvis.runs.files import write_text
 from nstvis.runs.progress import Interruption, Progress, interruptible
 from nstvis.runs.registry import unknown
@@ -56,7 +56,7 @@ LABELS = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(Subjects):
+class Config(Inputs):
     """Which layers."""
 
     # A first and a late layer, such as conv1,fc7; if empty, the first one and the last
@@ -95,7 +95,7 @@ def transformed(image: Image.Image, transformation: str, amount: float) -> Image
     middle = np.array(image.size) / 2
     origin = middle - turn / scale @ (middle + [0, down])
     matrix = np.column_stack([turn / scale, origin]).ravel()
-    color = tuple(np.rint(GREY).astype(int).tolist())
+    color = tuple(np.rint(MEAN_COLOR).astype(int).tolist())
     return image.transform(
         image.size,
         Transform.AFFINE,
@@ -141,23 +141,23 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         return 0
     if config.size < 2:
         raise ValueError("size should be at least 2, as pictures are moved by a pixel")
-    subject, table = inputs.load(config), workdir / "invariance.csv"
-    layers = _layers(config, subject)
+    inputs, table = inputs.load(config), workdir / "invariance.csv"
+    layers = _layers(config, inputs)
     with interruptible() as interruption:
-        _compare(config, subject, layers, table, interruption)
+        _compare(config, inputs, layers, table, interruption)
     if interruption.signal:
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + interruption.signal
     curves = _curves(table, config.size)
     logger.info("%s", _told(layers, curves))
-    _draw(config, subject, layers, curves, page)
+    _draw(config, inputs, layers, curves, page)
     for path in (page, table):
         logger.info("%s", path)
     return 0
 
 
-def _layers(config: Config, subject: Subject) -> list[str]:
-    known = models.units(subject.forward, subject.params, config.size)
+def _layers(config: Config, inputs: LoadedInputs) -> list[str]:
+    known = models.units(inputs.forward, inputs.params, config.size)
     chosen = [name.strip() for name in config.layers.split(",")]
     if not config.layers:
         after = [name for name in known if not name.endswith("_pre")]
@@ -172,26 +172,26 @@ def _layers(config: Config, subject: Subject) -> list[str]:
 
 def _compare(
     config: Config,
-    subject: Subject,
+    inputs: LoadedInputs,
     layers: Sequence[str],
     table: pathlib.Path,
     interruption: Interruption,
 ) -> None:
     """Adds the rows of each picture that has none yet to the table."""
-    program = jax.jit(functools.partial(compare, subject.forward, layers))
+    program = jax.jit(functools.partial(compare, inputs.forward, layers))
     changes = _changes(config.size)
     rows = _read(table) if table.exists() else []
     steps = math.ceil(len(changes) / config.batch)
     done = len(rows) // len(changes)
     blank = np.zeros((1 + config.batch, config.size, config.size, 3), np.uint8)
-    cost = devices.flops(program, subject.params, blank, 0)
-    costs = [cost] * (steps * len(subject.pictures))
+    cost = devices.flops(program, inputs.params, blank, 0)
+    costs = [cost] * (steps * len(inputs.pictures))
     with Progress(costs, steps * done) as progress:
-        for i, picture in enumerate(subject.pictures[done:], done):
+        for i, picture in enumerate(inputs.pictures[done:], done):
             found = []
             for step in range(steps):
                 some = changes[step * config.batch :][: config.batch]
-                found += _rows(picture, some, program, subject.params, blank)
+                found += _rows(picture, some, program, inputs.params, blank)
                 progress.show(i * steps + step + 1, picture.name)
                 if interruption.signal:
                     return
@@ -259,7 +259,7 @@ def _told(layers: Sequence[str], curves: Sequence[Mapping[str, np.ndarray]]) -> 
 
 def _draw(
     config: Config,
-    subject: Subject,
+    inputs: LoadedInputs,
     layers: Sequence[str],
     curves: Sequence[Mapping[str, np.ndarray]],
     page: pathlib.Path,
@@ -273,7 +273,7 @@ def _draw(
     figure = Figure(figsize=(16, 10.5), layout="constrained")
     rows = figure.subplots(3, 4)
     for axes, (name, label) in zip(rows, LABELS.items()):
-        axes[0].imshow(_examples(config, subject, name))
+        axes[0].imshow(_examples(config, inputs, name))
         axes[0].set(xticks=[], yticks=[], xlabel=label)
         for each, column in zip(axes[1:], (2, 4, 5)):
             for number, own in enumerate(curves):
@@ -285,15 +285,15 @@ def _draw(
     titles = ["examples", *distances, "probability of the class"]
     for each, title in zip(rows[0], titles):
         each.set_title(title)
-    names = [_name(subject, picture) for picture in subject.pictures]
+    names = [_name(inputs, picture) for picture in inputs.pictures]
     lines = rows[0, 3].get_lines()
     figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(page, dpi=110)
 
 
-def _name(subject: Subject, picture: Picture) -> str:
+def _name(inputs: LoadedInputs, picture: Picture) -> str:
     name = pathlib.Path(picture.name).name
-    return f"{name}: {short(subject.classes[picture.label])} ({picture.why})"
+    return f"{name}: {short(inputs.classes[picture.label])} ({picture.why})"
 
 
 def _color(number: int) -> str:
@@ -301,13 +301,13 @@ def _color(number: int) -> str:
     return f"C{number % 10}"
 
 
-def _examples(config: Config, subject: Subject, transformation: str) -> np.ndarray:
+def _examples(config: Config, inputs: LoadedInputs, transformation: str) -> np.ndarray:
     """Some pictures in rows, changed more and more, with their curves' colours."""
     from matplotlib.colors import to_rgb
 
     own = amounts(config.size)[transformation]
     chosen = own[np.linspace(0, len(own) - 1, SHOWN).round().astype(int)]
-    drawn = subject.pictures[:SHOWN]
+    drawn = inputs.pictures[:SHOWN]
     gap = max(1, config.size // 12)
     pitch = config.size + gap
     page = np.full((len(drawn) * pitch - gap, gap + SHOWN * pitch, 3), 255, np.uint8)

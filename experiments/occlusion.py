@@ -41,8 +41,8 @@ import jax
 import numpy as np
 
 from nstvis import devices, images, models
-from nstvis.probes import attribution, inputs, occlusion
-from nstvis.probes.inputs import Picture, Subject, Subjects, short
+from nstvis.probes import attribution, occlusion
+from nstvis.probes.inputs import Inputs, LoadedInputs, Picture, load, short
 from nstvis.runs.files import write_text
 from nstvis.runs.progress import Interruption, Progress, interruptible
 from nstvis.runs.registry import unknown
@@ -57,7 +57,7 @@ COLORS = np.array(
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(Subjects):
+class Config(Inputs):
     """Which unit, and which square."""
 
     # Layer, whose strongest unit is taken, or LAYER:NUMBER.
@@ -93,19 +93,19 @@ def run(config: Config, workdir: pathlib.Path) -> int:
         return 0
     if config.stride < 1:
         raise ValueError("stride should be at least 1")
-    subject = inputs.load(config)
-    files = [workdir / "maps" / f"{i}.npz" for i in range(len(subject.pictures))]
+    inputs = load(config)
+    files = [workdir / "maps" / f"{i}.npz" for i in range(len(inputs.pictures))]
     files[0].parent.mkdir(exist_ok=True)
     with interruptible() as interruption:
-        _look(config, subject, files, interruption)
+        _look(config, inputs, files, interruption)
     if interruption.signal:
         logger.info("the same command with --workdir=%s goes on from there", workdir)
         return 128 + interruption.signal
     found = [_read(file) for file in files]
-    for picture, own in zip(subject.pictures, found):
-        logger.info("%s", _told(config, subject, picture, own))
-    write_text(workdir / "occlusion.csv", _table(config, subject, found))
-    _draw(config, subject, found, page)
+    for picture, own in zip(inputs.pictures, found):
+        logger.info("%s", _told(config, inputs, picture, own))
+    write_text(workdir / "occlusion.csv", _table(config, inputs, found))
+    _draw(config, inputs, found, page)
     for path in (page, workdir / "occlusion.csv"):
         logger.info("%s", path)
     return 0
@@ -113,24 +113,24 @@ def run(config: Config, workdir: pathlib.Path) -> int:
 
 def _look(
     config: Config,
-    subject: Subject,
+    inputs: LoadedInputs,
     files: Sequence[pathlib.Path],
     interruption: Interruption,
 ) -> None:
     """Writes a file of what was found for each picture that has none yet."""
-    plainly, params = _plainly(config, subject), subject.params
+    plainly, params = _plainly(config, inputs), inputs.params
     layer = config.unit.partition(":")[0]
     look = jax.jit(
-        functools.partial(occlusion.look, subject.forward, layer, config.square)
+        functools.partial(occlusion.look, inputs.forward, layer, config.square)
     )
     along = {"stride": config.stride, "batch": config.batch}
     places = len(occlusion.centres(config.size, config.stride)) ** 2
     steps = math.ceil(places / config.batch)
     nowhere = np.zeros((config.batch, 2), int)
-    cost = devices.flops(look, params, subject.pictures[0].pixels, nowhere, 0, 0)
+    cost = devices.flops(look, params, inputs.pictures[0].pixels, nowhere, 0, 0)
     done = sum(file.exists() for file in files)
     with Progress([cost] * (steps * len(files)), steps * done) as progress:
-        for i, picture in enumerate(subject.pictures[done:], done):
+        for i, picture in enumerate(inputs.pictures[done:], done):
             unit, carried, probabilities = plainly(picture.pixels)
             shown = picture.pixels, unit, picture.label
             sliding = occlusion.slide(look, params, *shown, **along)
@@ -142,9 +142,11 @@ def _look(
             _save(files[i], Found(unit, carried, probability, first, *maps))
 
 
-def _plainly(config: Config, subject: Subject) -> Callable[[np.ndarray], Sequence[Any]]:
+def _plainly(
+    config: Config, inputs: LoadedInputs
+) -> Callable[[np.ndarray], Sequence[Any]]:
     """What there is to see without the square: unit, its picture, probabilities."""
-    forward, params = subject.forward, subject.params
+    forward, params = inputs.forward, inputs.params
     layer, _, digits = config.unit.partition(":")
     if layer not in (layers := models.units(forward, params, config.size)):
         raise ValueError(unknown("layer", layer, layers))
@@ -188,13 +190,13 @@ def _read(file: pathlib.Path) -> Found:
         return Found(**arrays)
 
 
-def _told(config: Config, subject: Subject, picture: Picture, found: Found) -> str:
+def _told(config: Config, inputs: LoadedInputs, picture: Picture, found: Found) -> str:
     row, column = _place(config, found)
-    label = short(subject.classes[picture.label])
-    first = short(subject.classes[int(found.first)])
+    label = short(inputs.classes[picture.label])
+    first = short(inputs.classes[int(found.first)])
     seen = "" if found.first == picture.label else f" (it says {first})"
     lowest = found.probabilities.argmin()
-    there = short(subject.classes[int(found.firsts.flat[lowest])])
+    there = short(inputs.classes[int(found.firsts.flat[lowest])])
     share = (found.firsts == picture.label).mean()
     return (
         f"{picture.name}: {label} ({picture.why}): {found.probability:.0%}{seen};"
@@ -210,21 +212,21 @@ def _place(config: Config, found: Found) -> tuple[int, int]:
     return int(pixels[row]), int(pixels[column])
 
 
-def _table(config: Config, subject: Subject, found: Sequence[Found]) -> str:
+def _table(config: Config, inputs: LoadedInputs, found: Sequence[Found]) -> str:
     """A line of CSV for each place of the square on each picture."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "row", "column", "activity", "probability", "class"])
     pixels = occlusion.centres(config.size, config.stride)
-    for picture, own in zip(subject.pictures, found):
+    for picture, own in zip(inputs.pictures, found):
         maps = zip(own.activities.flat, own.probabilities.flat, own.firsts.flat)
         for place, (*numbers, first) in zip(itertools.product(pixels, pixels), maps):
-            table.writerow([picture.name, *place, *numbers, subject.classes[first]])
+            table.writerow([picture.name, *place, *numbers, inputs.classes[first]])
     return text.getvalue()
 
 
 def _draw(
-    config: Config, subject: Subject, found: Sequence[Found], page: pathlib.Path
+    config: Config, inputs: LoadedInputs, found: Sequence[Found], page: pathlib.Path
 ) -> None:
     """Writes the paper's Figure 7, a row for each picture."""
     import matplotlib  # half a second, at the end of a run
@@ -234,8 +236,8 @@ def _draw(
 
     figure = Figure(figsize=(15, 2.75 * len(found) + 0.5), layout="constrained")
     rows = figure.subplots(len(found), 5, squeeze=False)
-    for axes, picture, own in zip(rows, subject.pictures, found):
-        _draw_row(config, subject, picture, own, axes)
+    for axes, picture, own in zip(rows, inputs.pictures, found):
+        _draw_row(config, inputs, picture, own, axes)
         for each in axes:
             each.set(xlim=(-0.5, config.size - 0.5), ylim=(config.size - 0.5, -0.5))
             each.set(xticks=[], yticks=[])
@@ -252,7 +254,7 @@ def _draw(
 
 
 def _draw_row(
-    config: Config, subject: Subject, picture: Picture, found: Found, axes: Any
+    config: Config, inputs: LoadedInputs, picture: Picture, found: Found, axes: Any
 ) -> None:
     # Each place is drawn at the square's middle.
     pixels, half = occlusion.centres(config.size, config.stride), config.stride / 2
@@ -270,8 +272,8 @@ def _draw_row(
     ):
         bar = each.imshow(numbers, "turbo", extent=extent, vmin=least)
         each.figure.colorbar(bar, ax=each, shrink=0.8)
-    _draw_classes(subject.classes, picture.label, found.firsts, extent, axes[4])
-    label = short(subject.classes[picture.label])
+    _draw_classes(inputs.classes, picture.label, found.firsts, extent, axes[4])
+    label = short(inputs.classes[picture.label])
     titles = [
         *(pathlib.Path(picture.name).name, unit, unit),
         f"{label} ({picture.why}): {found.probability:.0%}",

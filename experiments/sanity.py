@@ -179,7 +179,7 @@ def verdicts(found: Found, layer: str) -> list[str]:
         )
     trained, random = found.ratios["trained"], found.ratios["random"]
     if not len(trained):
-        return [*said, f"optimised pictures cannot be judged: {layer} is silent"]
+        return [*said, f"optimised pictures cannot be judged: {layer} is sparsity"]
     reached = (trained >= 1).mean()
     told = "PASS" if reached >= 0.9 else "FAIL"
     usual = f"{np.median(random):.1f}" if len(random) else "?"

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nstvis import data, devices, models, pipeline, weights
+from nstvis import crops, data, devices, models, pipeline, weights
 from nstvis.runs.checkpoints import Checkpoints, kept_steps, read_checkpoint
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Progress, interruptible
@@ -254,9 +254,7 @@ class Run:
                 self.size(step),
                 config.batch,
                 seed=config.seed,
-                augmentation=pipeline.Augmentation(
-                    crop=config.crop, color=config.color
-                ),
+                augmentation=crops.Augmentation(crop=config.crop, color=config.color),
                 damaged=self.damaged,
                 workers=config.workers,
             )

@@ -71,9 +71,9 @@ class Config:
     # Patches of one image that may be a unit's.
     patches_per_image: int = 1
     # Leaves out patches that look like one that is there already.
-    suppress: bool = True
+    deduplicate: bool = True
     # Backward pictures beside the patches: deconvnet, guided or gradient; none if empty.
-    backward: str = "deconvnet"
+    attribution: str = "deconvnet"
     # Strongest images of each class to keep in units.npz.
     per_class: int = 1
     # Images in a batch.
@@ -98,7 +98,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
     if config.merge:
         paths = [pathlib.Path(part) / "scan.npz" for part in config.merge.split(",")]
         state, about = scan_file.merge(paths)
-        subject = scan.subject_of(about)
+        subject = scan.target_of(about)
         _check_backward(config, subject)
         scan_file.save(file, state, about)
     else:
@@ -128,9 +128,9 @@ def run(config: Config, workdir: pathlib.Path) -> int:
 
 
 def _check(config: Config) -> None:
-    if config.backward and config.backward not in attribution.RULES:
+    if config.attribution and config.attribution not in attribution.RULES:
         raise ValueError(
-            unknown("backward picture", config.backward, attribution.RULES)
+            unknown("backward picture", config.attribution, attribution.RULES)
         )
     least = dict.fromkeys(("size", "k", "patches_per_image", "batch", "per_class"), 1)
     for name, number in (least | {"workers": 0}).items():
@@ -138,22 +138,24 @@ def _check(config: Config) -> None:
             raise ValueError(f"{name} should be at least {number}")
 
 
-def _check_backward(config: Config, subject: scan.Subject) -> None:
+def _check_backward(config: Config, subject: scan.Target) -> None:
     """Refuses a network that the rule does not apply to, before all the work."""
-    if not config.backward:
+    if not config.attribution:
         return
     size = subject.about.size
     image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
     try:
         jax.eval_shape(
-            attribution.ruled(subject.forward, config.backward), subject.params, image
+            attribution.ruled(subject.forward, config.attribution),
+            subject.params,
+            image,
         )
     except ValueError as error:
-        raise ValueError(f"{error}; --config.backward= does without") from error
+        raise ValueError(f"{error}; --config.attribution= does without") from error
 
 
-def _subject(config: Config) -> scan.Subject:
-    return scan.subject(
+def _subject(config: Config) -> scan.Target:
+    return scan.target(
         model=config.model,
         weights=config.weights,
         dataset=config.dataset,
@@ -163,12 +165,12 @@ def _subject(config: Config) -> scan.Subject:
         layers=[*map(str.strip, config.layers.split(","))] if config.layers else (),
         k=config.k,
         patches=config.patches_per_image,
-        suppress=config.suppress,
+        deduplicate=config.deduplicate,
         per_class=config.per_class,
     )
 
 
-def _prove(config: Config, subject: scan.Subject, state: maxima.State) -> None:
+def _prove(config: Config, subject: scan.Target, state: maxima.State) -> None:
     """Fetches the winners again, and computes their activations again."""
     proof = patches.verify(
         subject.forward,
@@ -184,7 +186,7 @@ def _prove(config: Config, subject: scan.Subject, state: maxima.State) -> None:
 
 
 def _draw(
-    config: Config, workdir: pathlib.Path, subject: scan.Subject, state: maxima.State
+    config: Config, workdir: pathlib.Path, subject: scan.Target, state: maxima.State
 ) -> None:
     """Writes the table, the sheets and the atlas."""
     about, layers, drawn = subject.about, scan.layers(subject, state), {}
@@ -193,7 +195,7 @@ def _draw(
         for name, layer in layers.items():
             picked, cut = [], []
             for own, patch in patches.cut(
-                layer, subject.fields[name], pictures, about.k, about.suppress
+                layer, subject.fields[name], pictures, about.k, about.deduplicate
             ):
                 picked.append(own)
                 cut.append(patch)
@@ -218,7 +220,7 @@ def _draw(
     )
     save(workdir / "units.npz", table)
     _write_sheets(workdir / "sheets", layers, drawn, projected, config)
-    panels = {config.backward: projected} if projected else {}
+    panels = {config.attribution: projected} if projected else {}
     atlas.write(workdir, table, drawn, _small(layers, pictures), panels)
     for name in ("index.html", "sheets", "units.npz", "scan.npz"):
         logger.info("%s", workdir / name)
@@ -226,18 +228,18 @@ def _draw(
 
 def _project(
     config: Config,
-    subject: scan.Subject,
+    subject: scan.Target,
     layers: Mapping[str, Layer],
     drawn: Mapping[str, np.ndarray],
     pictures: patches.Pictures,
 ) -> dict[str, dict[int, np.ndarray]]:
     """The patches' backward pictures, by layer and unit; none if none are wanted."""
-    if not config.backward:
+    if not config.attribution:
         return {}
-    network = attribution.ruled(subject.forward, config.backward)
-    projected = {name: np.full_like(drawn[name], patches.GREY) for name in layers}
+    network = attribution.ruled(subject.forward, config.attribution)
+    projected = {name: np.full_like(drawn[name], images.GREY) for name in layers}
     winners = sum((layer.top.image >= 0).sum() for layer in layers.values())
-    with _bar(int(winners), f"pictures by {config.backward}") as bar:
+    with _bar(int(winners), f"pictures by {config.attribution}") as bar:
         for name, layer in layers.items():
             for units, ranks, cells in attributions.project(
                 network,
@@ -280,13 +282,13 @@ def _write_sheets(
             images.write(folder / file, page)
 
 
-def _field(subject: scan.Subject, layer: str) -> tuple[int, int, int]:
+def _field(subject: scan.Target, layer: str) -> tuple[int, int, int]:
     fields = subject.fields[layer]
     sizes = np.array([fields.size(i) for i in range(subject.about.layers[layer])])
     return int(sizes[:, 0].max()), int(sizes[:, 1].max()), fields.stride
 
 
-def _winners(layers: Mapping[str, Layer], parts: Sequence[str]) -> np.ndarray:
+def _ranked(layers: Mapping[str, Layer], parts: Sequence[str]) -> np.ndarray:
     """Indices of all images that won anything in those parts."""
     all = [
         getattr(layer, part).image.ravel()
@@ -301,7 +303,7 @@ def _examples(
     layers: Mapping[str, Layer], pictures: patches.Pictures
 ) -> dict[int, tuple[str, int]]:
     found = {}
-    for index in _winners(layers, ("top", "least", "by_class")):
+    for index in _ranked(layers, ("top", "least", "by_class")):
         example = pictures.example(int(index))
         found[int(index)] = example.id, example.label
     return found
@@ -310,7 +312,7 @@ def _examples(
 def _small(layers: Mapping[str, Layer], pictures: patches.Pictures) -> dict[int, bytes]:
     """The winners' whole images, as the atlas shows them."""
     found = {}
-    for index in _winners(layers, ("top", "least")):
+    for index in _ranked(layers, ("top", "least")):
         file = io.BytesIO()
         image = Image.fromarray(pictures[index])
         image.thumbnail((SHOWN, SHOWN))

@@ -24,10 +24,12 @@ from PIL.PngImagePlugin import PngInfo
 # The size at which Pillow, too, stops warning and refuses to decode.
 MAX_PIXELS = 178_956_970
 
+GREY = 127  # where an image has no pixels
+
 _FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "GIF"]
 _LUMA = np.array([0.299, 0.587, 0.114])
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike) -> Image.Image:
@@ -299,7 +301,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None, name: str) -> Image.Image:
         profile = ImageCms.getOpenProfile(io.BytesIO(icc))
         return ImageCms.buildTransform(profile, srgb, image.mode, "RGB").apply(image)
     except (OSError, ImageCms.PyCMSError) as error:
-        _log.warning("%s: colour profile ignored: %s", name, error)
+        logger.warning("%s: colour profile ignored: %s", name, error)
         return image.convert("RGB")
 
 

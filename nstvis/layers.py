@@ -15,6 +15,8 @@ from flax import nnx
 from jax import Array, lax
 
 IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
+# The mean colour of ImageNet, which networks here subtract: to them it is nothing.
+MEAN_COLOR = IMAGENET_MEAN[0, 0, 0]
 IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
 

@@ -15,13 +15,12 @@ import threading
 import grain
 import jax
 import numpy as np
-from PIL import Image, ImageEnhance
-from PIL.Image import Resampling
+from PIL import Image
 
-from nstvis import images
+from nstvis import crops, images
 from nstvis.data import Example, Source
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _LISTING = threading.Lock()
 
@@ -34,19 +33,6 @@ def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How a training image differs from the one in the data set."""
-
-    # Least share of the area that a crop keeps, unless the image is too wide or too high
-    # for that: a crop's aspect ratio is 3/4 to 4/3.
-    crop: float
-    # Largest relative change of brightness, contrast and saturation.
-    color: float
-    # Whether half of the images are mirrored.
-    flip: bool = True
-
-
 @dataclasses.dataclass(frozen=True)
 class Damaged:
     """The list of images that could not be read, a line each, in a file."""
@@ -57,7 +43,7 @@ class Damaged:
         """Lists an image, unless it is listed already."""
         with _LISTING:
             if example.id not in self.ids():
-                _log.warning("skipped a damaged image: %s", error)
+                logger.warning("skipped a damaged image: %s", error)
                 with self.path.open("a", errors="surrogateescape") as file:
                     file.write(f"{example.id}\t{error}\n")
 
@@ -77,7 +63,7 @@ def training(
     batch: int,
     *,
     seed: int,
-    augmentation: Augmentation,
+    augmentation: crops.Augmentation,
     damaged: Damaged,
     workers: int,
 ) -> grain.IterDataset:
@@ -106,7 +92,9 @@ def training(
             except ValueError as error:
                 damaged.add(example, error)
                 continue
-            return _element(_augmented(image, size, augmentation, rng), example.label)
+            return _element(
+                crops.augmented(image, size, augmentation, rng), example.label
+            )
         raise ValueError(f"all {len(source)} images are damaged: see {damaged.path}")
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
@@ -117,7 +105,7 @@ def training(
 def evaluation(
     source: Source, size: int, batch: int, *, damaged: Damaged, workers: int
 ) -> grain.IterDataset:
-    """All images once, in order, as `centred`, with their index in the data set.
+    """All images once, in order, as `crops.centered`, with their index in the data set.
 
     What is damaged or fills the last batch has label and index -1. The arguments are
     those of `training`.
@@ -127,7 +115,7 @@ def evaluation(
         if index < len(source):
             example = source[index]
             try:
-                image = centred(example, size)
+                image = crops.centered(example, size)
             except ValueError as error:
                 damaged.add(example, error)
             else:
@@ -155,43 +143,3 @@ def _in_batches(
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:
     return {"image": np.asarray(image), "label": np.array(label, np.int32)}
-
-
-def _augmented(
-    image: Image.Image, size: int, how: Augmentation, rng: np.random.Generator
-) -> Image.Image:
-    """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), mirrors, and colours."""
-    area = rng.uniform(how.crop, 1) * image.width * image.height
-    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    # What the image has room for, unless it is too wide or too high for that itself.
-    aspect = min(max(aspect, area / image.height**2), image.width**2 / area)
-    aspect = min(max(aspect, 3 / 4), 4 / 3)
-    height = min(math.sqrt(area / aspect), image.height, image.width / aspect)
-    width = min(height * aspect, image.width)
-    left = rng.uniform(0, image.width - width)
-    top = rng.uniform(0, image.height - height)
-    box = (left, top, left + width, top + height)
-    image = image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)
-    if how.flip and rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for enhancer in (
-        ImageEnhance.Brightness,
-        ImageEnhance.Contrast,
-        ImageEnhance.Color,
-    ):
-        if how.color:
-            image = enhancer(image).enhance(rng.uniform(1 - how.color, 1 + how.color))
-    return image
-
-
-def centred(example: Example, size: int) -> Image.Image:
-    """An image scaled until its shorter side is `size`, of which the centre is taken.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    image = images.decode(example.encoded, example.id).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)

@@ -37,7 +37,7 @@ _ACCEPTED = (
 )
 _LISTED = 10  # So many names of each complaint are spelled out.
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -178,7 +178,7 @@ def _downloaded(file: str) -> Path:
     """Returns torchvision's file in the cache, where it is put if it is not there."""
     path = cache.cache_folder() / file
     if path.exists() and not cache.is_genuine(path):
-        _log.warning("%s is damaged: downloading it again", path)
+        logger.warning("%s is damaged: downloading it again", path)
         path.unlink()
     if not path.exists():
         cache.download(TORCHVISION_URL + file, path)

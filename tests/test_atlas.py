@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from nstvis.units import atlas
-from nstvis.units.table import Layer, Table, Winners
+from nstvis.units.table import Layer, RankedPatches, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
@@ -78,7 +78,7 @@ def picture_colour(image):
 
 def winners(scores, images, boxes):
     shape = np.shape(scores)
-    return Winners(
+    return RankedPatches(
         score=np.asarray(scores, np.float32),
         image=np.asarray(images, np.int32),
         position=np.zeros((*shape, 2), np.int32),
@@ -107,7 +107,7 @@ def layer_of(number, units, k, height, classes, images):
         ),
         mean=rng.uniform(-1, 1, units).astype(np.float32),
         std=rng.uniform(0.1, 1, units).astype(np.float32),
-        silent=silent,
+        sparsity=silent,
         histogram=rng.integers(0, 100, (units, len(EDGES) - 1)),
         class_mean=rng.uniform(-1, 3, (units, classes)).astype(np.float32),
     )
@@ -173,9 +173,9 @@ def given():
         dead.class_mean,
     ):
         part[3] = 0
-    dead.silent[3], dead.histogram[3] = 1, [0, 0, 600, 0, 0, 0, 0]
+    dead.sparsity[3], dead.histogram[3] = 1, [0, 0, 600, 0, 0, 0, 0]
     # Never above 0, but not dead.
-    dead.silent[0] = layers["fc"].silent[5] = 1
+    dead.sparsity[0] = layers["fc"].sparsity[5] = 1
     sizes = {name: (units, side) for name, (units, side, _) in LAYERS.items()}
     return table_of(layers, CLASSES, 60), patches_of(sizes, 9), pictures_of(59)
 
@@ -218,7 +218,7 @@ def test_python_reads_what_was_written(folder, given):
                         assert winner.picture.read_bytes() == pictures[image]
             favourite = None if unit.dead else CLASSES[layer.favourite()[number]]
             assert unit.favourite == favourite
-            for field in ("mean", "std", "silent"):
+            for field in ("mean", "std", "sparsity"):
                 assert np.float32(getattr(unit, field)) == getattr(layer, field)[number]
             assert np.float32(unit.selectivity) == layer.selectivity()[number]
             assert unit.histogram == layer.histogram[number].tolist()
@@ -771,7 +771,7 @@ def test_a_unit_tells_all_that_is_known(page, folder, given):
             "highest": shown(layer.top.score[number, 0]),
             "mean": shown(layer.mean[number]),
             "standard deviation": shown(layer.std[number]),
-            "silent for": f"{shown(100 * layer.silent[number])} % of 600 images",
+            "silent for": f"{shown(100 * layer.sparsity[number])} % of 600 images",
             "selectivity": shown(layer.selectivity()[number]),
         }
         order = np.argsort(-layer.class_mean[number])[:8]
@@ -897,7 +897,7 @@ def test_sorts(page, folder, given):
     keys = {
         "selectivity": (layer.selectivity(), shown),
         "maximum": (layer.top.score[:, 0], shown),
-        "dead, silent": (layer.silent, lambda x: f"{shown(100 * x)} %"),
+        "dead, sparsity": (layer.sparsity, lambda x: f"{shown(100 * x)} %"),
     }
     for name, (values, told) in keys.items():
         change = f"(x.value = '{name}', x.dispatchEvent(new Event('change')))"

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nstvis import pipeline
+from nstvis import crops, pipeline
 from nstvis.data import Example
 
-PLAIN = pipeline.Augmentation(crop=1, color=0, flip=False)
-WILD = pipeline.Augmentation(crop=0.3, color=0.5)
+PLAIN = crops.Augmentation(crop=1, color=0, flip=False)
+WILD = crops.Augmentation(crop=0.3, color=0.5)
 
 
 class Pictures:
@@ -339,7 +339,7 @@ def test_training_sees_the_colours_that_evaluation_sees(mode):
     picture, _ = in_mode(Image.new("RGB", (20, 10), (200, 90, 30)), mode)
     source = Pictures([picture])
     (expected,) = evaluated(source, batch=1)
-    how = pipeline.Augmentation(crop=0.3, color=0)
+    how = crops.Augmentation(crop=0.3, color=0)
     np.testing.assert_array_equal(
         next(training(source, batch=1, how=how))["image"], expected["image"]
     )
@@ -349,7 +349,7 @@ def test_training_sees_the_colours_that_evaluation_sees(mode):
 
 
 def augmented(picture, count, **how):
-    iterator = training(Pictures([picture]), 32, 1, how=pipeline.Augmentation(**how))
+    iterator = training(Pictures([picture]), 32, 1, how=crops.Augmentation(**how))
     return joined(take(iterator, count), "image").astype(float)
 
 
@@ -359,7 +359,7 @@ def edges(values):
     return middle + 0.5 - 16 * slope, middle + 0.5 + 16 * slope
 
 
-def crops(size, count, crop):
+def cropped(size, count, crop):
     """The left, top, right and bottom edges of crops."""
     images = augmented(ramp(*size), count, crop=crop, color=0, flip=False)
     found = [
@@ -378,7 +378,7 @@ def crops(size, count, crop):
     ],
 )
 def test_a_crop_has_an_area_and_an_aspect_ratio_that_it_may(size, crop):
-    left, top, right, bottom = crops(size, 150, crop)
+    left, top, right, bottom = cropped(size, 150, crop)
     width, height = right - left, bottom - top
     area, aspect = width * height / (size[0] * size[1]), width / height
     assert crop - 0.01 < area.min() <= area.max() < 1.01
@@ -387,7 +387,7 @@ def test_a_crop_has_an_area_and_an_aspect_ratio_that_it_may(size, crop):
 
 @pytest.mark.parametrize("size", [(250, 50), (50, 250)])
 def test_a_crop_of_a_long_image_is_as_large_as_its_aspect_ratio_lets(size):
-    left, top, right, bottom = crops(size, 10, 0.9)
+    left, top, right, bottom = cropped(size, 10, 0.9)
     long, short = (right - left, bottom - top)[:: 1 if size[0] > size[1] else -1]
     np.testing.assert_allclose(short, 50, atol=0.5)
     np.testing.assert_allclose(long, 50 * 4 / 3, atol=0.5)
@@ -396,13 +396,13 @@ def test_a_crop_of_a_long_image_is_as_large_as_its_aspect_ratio_lets(size):
 @settings(max_examples=20, deadline=None)
 @given(width=st.integers(1, 40), height=st.integers(1, 40), crop=st.floats(0.01, 1))
 def test_every_image_is_large_enough_for_a_crop(width, height, crop):
-    how = pipeline.Augmentation(crop=crop, color=0)
+    how = crops.Augmentation(crop=crop, color=0)
     (found,) = take(training(noise(1, (width, height)), 8, 1, how=how), 1)
     assert found["image"].shape == (1, 8, 8, 3)
 
 
 def test_crops_have_all_areas_and_aspect_ratios_that_they_may():
-    left, top, right, bottom = crops((200, 200), 150, 0.4)
+    left, top, right, bottom = cropped((200, 200), 150, 0.4)
     width, height = right - left, bottom - top
     area, aspect = width * height / 200**2, width / height
     for quantity, least, most in ((area, 0.4, 0.9), (aspect, 0.77, 1.3)):
@@ -411,7 +411,7 @@ def test_crops_have_all_areas_and_aspect_ratios_that_they_may():
 
 
 def test_a_crop_may_lie_anywhere():
-    left, top, right, bottom = crops((200, 180), 150, 0.4)
+    left, top, right, bottom = cropped((200, 180), 150, 0.4)
     for start, stop, length in ((left, right, 200), (top, bottom, 180)):
         assert start.min() > -1
         assert stop.max() < length + 1

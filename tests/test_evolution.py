@@ -15,11 +15,11 @@ from test_runs import finish, signal_when, start
 
 from experiments import evolution as experiment
 from experiments import train
-from nstvis import data, images, pipeline, weights
+from nstvis import crops, data, images, weights
 from nstvis.probes import evolution
 from nstvis.runs.workdir import claim
 from nstvis.units import scan
-from nstvis.units.table import Winners
+from nstvis.units.table import RankedPatches
 
 NETWORK = """
 from nstvis.layers import Chain, GridLinear, conv, pool
@@ -91,7 +91,7 @@ def highest(trained):
     """Epoch to layer to the activations of all images, the highest of each map."""
     run = train.Run(trained[1], trained[0])
     source = data.load("primitives", f"train[:{IMAGES}]")
-    seen = [np.asarray(pipeline.centred(source[i], SIZE)) for i in range(IMAGES)]
+    seen = [np.asarray(crops.centered(source[i], SIZE)) for i in range(IMAGES)]
     found = {}
     for epoch in EPOCHS:
         params = run.average_after(epoch)
@@ -311,5 +311,5 @@ def test_an_image_that_leaves_a_unit_silent_is_none_of_its_nine():
     score = np.array([[2, 1, 0], [0, 0, 0]], np.float32)
     image = np.array([[7, 5, 0], [0, 1, 2]], np.int32)
     empty = np.zeros((2, 3, 4), np.int32)
-    top = Winners(score=score, image=image, position=empty[..., :2], box=empty)
+    top = RankedPatches(score=score, image=image, position=empty[..., :2], box=empty)
     np.testing.assert_array_equal(evolution.activated(top), [[7, 5, -1], [-1, -1, -1]])

@@ -331,14 +331,14 @@ def atlas_of(network, folder, maxima):
         k=1,
         per_class=1,
         patches=1,
-        suppress=False,
+        deduplicate=False,
         classes=[],
         parts=[],
     )
     none = np.zeros(7, np.float32)
     score = np.asarray(maxima, np.float32)[:, None]
     place = np.zeros((7, 1), np.int32)
-    top = table.Winners(
+    top = table.RankedPatches(
         score=score,
         image=place,
         position=np.zeros((7, 1, 2), np.int32),
@@ -350,7 +350,7 @@ def atlas_of(network, folder, maxima):
         by_class=top,
         mean=none,
         std=none,
-        silent=none,
+        sparsity=none,
         histogram=np.zeros((7, 1), np.int64),
         class_mean=np.zeros((7, 0), np.float32),
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import invariance as experiment
 from nstvis import images, models
-from nstvis.probes.occlusion import GREY
+from nstvis.layers import MEAN_COLOR
 
 # Its dense layer is the mean colour, whatever the place.
 MEAN = """
@@ -29,7 +29,7 @@ class Network(nnx.Module):
 def build(*, pooling, last, rngs, classes=3):
     return Network()
 """
-FILL = np.rint(GREY).astype(np.uint8)
+FILL = np.rint(MEAN_COLOR).astype(np.uint8)
 COLUMNS = ["conv1_distance", "conv1_relative", "pool_distance", "pool_relative"]
 
 

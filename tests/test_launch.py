@@ -29,7 +29,7 @@ import dataclasses
 import json
 import pathlib
 
-from nstvis import plugins
+from nstvis.runs import registry
 
 style = registry.find("experiment", "style", pathlib.Path({str(EXPERIMENTS)!r}))
 Config, PRESETS = style.Config, style.PRESETS

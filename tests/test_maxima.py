@@ -88,7 +88,7 @@ def brute_force(known, labels, patches=1, reach=(0, 0)):
 
 def expected(peaks, count):
     rows = [peak[:3] for peak in peaks[:count]]
-    rows += [(np.inf, maxima.NOBODY, maxima.NOBODY)] * (count - len(rows))
+    rows += [(np.inf, maxima.SENTINEL, maxima.SENTINEL)] * (count - len(rows))
     score, image, position = map(np.array, zip(*rows, strict=True))
     return -score, image, position
 
@@ -118,7 +118,7 @@ def check(state, known, labels, **how):
         assert state.mean[unit] == pytest.approx(scores.mean(), abs=1e-5)
         variance = state.deviation[unit] / len(scores)
         assert variance == pytest.approx(scores.var(), abs=1e-4)
-        assert state.silent[unit] == (scores <= 0).sum()
+        assert state.inactive[unit] == (scores <= 0).sum()
         # The border between two bins belongs to the one farther from 0.
         away = scores * (1 + 1e-9)
         counts, _ = np.histogram(away, maxima.edges())
@@ -200,7 +200,7 @@ def test_the_first_image_that_is_not_finite_is_told():
     known["conv"][17] = 0
     assert scanned(known, labels, np.arange(30), 8, devices=4).broken == 21
     known["dense"][21] = 0
-    assert scanned(known, labels, np.arange(30), 8).broken == maxima.NOBODY
+    assert scanned(known, labels, np.arange(30), 8).broken == maxima.SENTINEL
 
 
 def test_the_bits_of_a_float_find_its_bin():

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from experiments import occlusion as experiment
-from nstvis import images, models
+from nstvis import images, layers, models
 from nstvis.probes import attribution, occlusion
 
 # Sees one pixel; class 0 if it is light. Its second unit sees all pixels.
@@ -43,7 +43,7 @@ def covered(image, row, column, square):
     result = image.copy()
     top, left = row - square // 2, column - square // 2
     rows = slice(max(0, top), max(0, top + square))
-    result[rows, max(0, left) : max(0, left + square)] = occlusion.GREY
+    result[rows, max(0, left) : max(0, left + square)] = layers.MEAN_COLOR
     return result
 
 

@@ -1,4 +1,4 @@
-"""Winners are proved, cut out to the pixel, and told apart."""
+"""RankedPatches are proved, cut out to the pixel, and told apart."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nstvis import models
+from nstvis import images, models
 from nstvis.data import Example
 from nstvis.units import contact_sheets, maxima, patches
 from nstvis.units.receptive_fields import receptive_fields
-from nstvis.units.table import Layer, Winners
+from nstvis.units.table import Layer, RankedPatches
 
 
 class Noise:
@@ -44,7 +44,7 @@ def test_a_crop_shows_each_pixel_that_matters_and_grey_elsewhere(
     top, left, height, width, data
 ):
     image = np.random.default_rng(0).integers(0, 256, (8, 7, 3), np.uint8)
-    image[image == patches.GREY] = 0
+    image[image == images.GREY] = 0
     inside = [
         [i for i in range(start, start + length) if 0 <= i < end]
         for start, length, end in ((top, height, 8), (left, width, 7))
@@ -67,7 +67,7 @@ def test_a_crop_shows_each_pixel_that_matters_and_grey_elsewhere(
         for j in range(width):
             row, column = top + i, left + j
             seen = rows[0] <= row <= rows[1] and columns[0] <= column <= columns[1]
-            expected = image[row, column] if seen else patches.GREY
+            expected = image[row, column] if seen else images.GREY
             np.testing.assert_array_equal(patch[i, j], expected)
 
 
@@ -115,7 +115,7 @@ def test_places_where_there_are_too_few_images_need_no_proof(network):
     source = Noise(3)
     claims = best(network, source)
     for part in claims:
-        part[2, ::2] = maxima.NOBODY
+        part[2, ::2] = maxima.SENTINEL
     proved(network, source, claims)
 
 
@@ -187,14 +187,14 @@ def test_a_patch_that_is_no_square_is_drawn_on_one():
     tall = patches.fitted(np.zeros((20, 10, 3), np.uint8), 10)
     assert tall.shape == (10, 10, 3)
     assert (tall[:, 4:6] == 0).all()
-    assert (tall[:, [0, -1]] == patches.GREY).all()
+    assert (tall[:, [0, -1]] == images.GREY).all()
 
 
 def winners(score, image, fields):
     position = np.zeros((*image.shape, 2), np.int32)
     units = np.arange(len(image))[:, None]
     boxes = fields.boxes(np.broadcast_to(units, image.shape), position)
-    return Winners(score=score, image=image, position=position, box=boxes)
+    return RankedPatches(score=score, image=image, position=position, box=boxes)
 
 
 def made_layer(top, units):
@@ -205,7 +205,7 @@ def made_layer(top, units):
         by_class=top,
         mean=np.ones(units),
         std=np.ones(units),
-        silent=np.zeros(units),
+        sparsity=np.zeros(units),
         histogram=none,
         class_mean=none,
     )
@@ -220,7 +220,9 @@ def test_what_is_cut_out_is_the_field_in_the_image(network):
     top.position[:] = 6, 4
     top.box[:] = fields.boxes(np.zeros((64, 3), int), top.position)
     pictures = patches.Pictures([source], 40)
-    found = list(patches.cut(made_layer(top, 64), fields, pictures, 2, suppress=True))
+    found = list(
+        patches.cut(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
+    )
     for unit, (picked, drawn) in enumerate(found):
         assert picked == [0, 1]
         for rank, patch in zip(picked, drawn, strict=True):
@@ -236,9 +238,9 @@ def test_the_units_for_a_page_are_strong_and_various():
     drawn = np.repeat(looks, 9, 1).astype(np.uint8)
     strong = np.isin(np.arange(units), [0, 1, 2, 3, 4, 10, 11, 12, 13, 14])
     score = np.where(strong, 9.0, 2.0)[:, None].repeat(9, 1)
-    top = Winners(score=score, image=score, position=score, box=score)
+    top = RankedPatches(score=score, image=score, position=score, box=score)
     layer = made_layer(top, units)
-    layer.silent[14] = 1
+    layer.sparsity[14] = 1
     chosen = contact_sheets.representative(layer, drawn, 5, seed=0)
     assert len([unit for unit in chosen if unit < 5]) == 1
     assert chosen[1:] == [10, 11, 12, 13]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_patches import Noise
 
-from nstvis import models
+from nstvis import images, models
 from nstvis.probes import attribution
 from nstvis.units import attributions, patches
 from nstvis.units.receptive_fields import receptive_fields
-from nstvis.units.table import Layer, Winners
+from nstvis.units.table import Layer, RankedPatches
 
 SIZE = 96
 
@@ -42,7 +42,7 @@ def layer_of(forward, params, name, pictures, places):
     image[units, ranks], score[units, ranks] = images, there.max(1)
     position[units, ranks] = positions
     box = fields.boxes(np.arange(shape[0])[:, None].repeat(shape[1], 1), position)
-    top = Winners(score=score, image=image, position=position, box=box)
+    top = RankedPatches(score=score, image=image, position=position, box=box)
     none = dict.fromkeys(
         [field.name for field in dataclasses.fields(Layer)], np.zeros((shape[0], 1))
     )
@@ -139,7 +139,7 @@ def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
     layer = Layer(
         **dict.fromkeys([field.name for field in dataclasses.fields(Layer)], none)
         | {
-            "top": Winners(
+            "top": RankedPatches(
                 score=scores[:, None],
                 image=np.zeros((count, 1), np.int32),
                 position=np.zeros((count, 1, 2), np.int32),
@@ -151,8 +151,8 @@ def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
     parts = attributions.project(ruled, params, "fc6", layer, fields, pictures, 32)
     for units, _, cells in parts:
         found[units] = cells
-    assert (found[silent] == patches.GREY).all()
-    loud = found[int(scores.argmax())].astype(int) - patches.GREY
+    assert (found[silent] == images.GREY).all()
+    loud = found[int(scores.argmax())].astype(int) - images.GREY
     assert np.abs(loud).max() == 127
 
 

@@ -29,7 +29,7 @@ def about(**changes):
             k=2,
             per_class=1,
             patches=1,
-            suppress=True,
+            deduplicate=True,
             classes=["x", "y"],
             parts=[part],
         ),

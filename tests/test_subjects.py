@@ -20,7 +20,7 @@ def goldfish(tmp_path):
 
 def load(folder, **options):
     options = {"dataset": f"folder:{folder}", "split": "train", "size": 40} | options
-    return inputs.load(inputs.Subjects(**options))
+    return inputs.load(inputs.Inputs(**options))
 
 
 def test_the_class_is_the_data_set_s_or_the_network_s_first_choice(goldfish):

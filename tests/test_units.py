@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_runs import finish, start, start_hosts
 
-from nstvis import data, models, pipeline
+from nstvis import crops, data, models
 from nstvis.units import scan_file, table
 from nstvis.units.atlas import Atlas
 
@@ -23,7 +23,7 @@ COMMAND = [
     f"--config.size={SIZE}",
     f"--config.batch={BATCH}",
     "--config.checkpoint_every=0",
-    "--config.backward=",
+    "--config.attribution=",
 ]
 WHOLE = [*COMMAND, f"--config.split=train[:{IMAGES}]"]
 
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def activations():
     source = data.load("primitives", f"train[:{IMAGES}]")
-    images = [np.asarray(pipeline.centred(source[i], SIZE)) for i in range(IMAGES)]
+    images = [np.asarray(crops.centered(source[i], SIZE)) for i in range(IMAGES)]
     forward, params = models.load("alexnet_small")
     batched = np.stack(images).astype(np.float32).reshape(-1, BATCH // 2, SIZE, SIZE, 3)
     found = [jax.jit(forward)(params, batch) for batch in batched]
@@ -75,7 +75,7 @@ def test_the_table_says_what_was_found(whole, activations):
         highest = activations[name].reshape(IMAGES, -1, len(layer.mean)).max(1)
         np.testing.assert_allclose(layer.mean, highest.mean(0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(layer.std, highest.std(0), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(layer.silent, (highest <= 0).mean(0))
+        np.testing.assert_allclose(layer.sparsity, (highest <= 0).mean(0))
         assert (layer.histogram.sum(1) == IMAGES).all()
         assert (np.diff(layer.top.score) <= 0).all()
         assert (np.diff(layer.least.score) >= 0).all()
@@ -146,7 +146,7 @@ def test_finished_it_says_so(whole):
 
 def assert_same_winners(a, b):
     (mine, _), (other, _) = (scan_file.load(path / "scan.npz") for path in (a, b))
-    for name in ("top", "least", "by_class", "silent", "histogram", "class_images"):
+    for name in ("top", "least", "by_class", "sparsity", "histogram", "class_images"):
         pairs = zip(
             jax.tree.leaves(getattr(mine, name)),
             jax.tree.leaves(getattr(other, name)),
@@ -246,7 +246,7 @@ def test_a_network_without_a_rule_is_refused_before_the_scan(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("--config.backward= does without")
+    assert done.stderr.splitlines()[-1].endswith("--config.attribution= does without")
     assert not (tmp_path / "run/scan.npz").exists()
 
 
@@ -261,9 +261,9 @@ def test_another_number_of_devices_is_told(tmp_path):
 
 
 def test_backward_pictures_are_beside_the_patches(tmp_path):
-    command = [f for f in WHOLE if f.split("=")[0] not in "--config.backward"]
+    command = [f for f in WHOLE if f.split("=")[0] not in "--config.attribution"]
     workdir = tmp_path / "run"
-    flags = "--config.backward=guided", "--config.split=train[:40]", "--config.k=4"
+    flags = "--config.attribution=guided", "--config.split=train[:40]", "--config.k=4"
     finish(start(*command[:4], *flags, f"--workdir={workdir}"))
     atlas = Atlas(workdir)
     for layer, count in atlas.layers.items():
@@ -286,7 +286,7 @@ def test_backward_pictures_are_beside_the_patches(tmp_path):
         (["--config.dataset=folder:nowhere"], "nowhere"),
         (["--config.k=0"], "k should be at least 1"),
         (["--config.size=8"], "too small"),
-        (["--config.backward=guidde"], "did you mean 'guided'?"),
+        (["--config.attribution=guidde"], "did you mean 'guided'?"),
         (["--config.per_class=0"], "per_class should be at least 1"),
         (["--config.merge=nowhere"], "nowhere: holds no finished scan"),
         (["--experiment=explain_unit", "--config.unit=conv2:192"], "are 0 to 191"),

@@ -21,7 +21,7 @@ from absl import logging as absl_logging
 from nstvis.data import Example
 from nstvis.runs.registry import unknown
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # The builders beside this file; importing one makes TFDS know it.
 OURS = ("primitives", "tiny_imagenet")
@@ -117,7 +117,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """
     problem = f"cannot prepare {builder.name}"
     if not builder.is_prepared():
-        _log.info("preparing %s, once, in %s", builder.name, builder.data_path)
+        logger.info("preparing %s, once, in %s", builder.name, builder.data_path)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:

@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import devices, images, pipeline
+from nstvis import crops, devices, images
 from nstvis.data import Example, primitives
 from nstvis.models import Forward, Params
-from nstvis.units.patches import GREY
 
 
 def masked(pictures: Array, boxes: Array) -> Array:
@@ -43,7 +42,7 @@ def masked(pictures: Array, boxes: Array) -> Array:
     down = (rows >= top) & (rows < bottom)
     across = (columns >= left) & (columns < right)
     inside = down[:, :, None] & across[:, None, :]
-    return jnp.where(inside[..., None], GREY, pictures)
+    return jnp.where(inside[..., None], images.GREY, pictures)
 
 
 def hamming(signs: Array) -> Array:
@@ -238,7 +237,7 @@ def _listed(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _parts(found: Sequence[tuple[Example, Mapping[str, Any]]], size: int) -> Parts:
-    pictures = [np.asarray(pipeline.centred(example, size)) for example, _ in found]
+    pictures = [np.asarray(crops.centered(example, size)) for example, _ in found]
     boxes = {
         part: np.array(
             [_scaled(example, part, own[part], size) for example, own in found]
@@ -249,7 +248,7 @@ def _parts(found: Sequence[tuple[Example, Mapping[str, Any]]], size: int) -> Par
 
 
 def _scaled(example: Example, part: str, box: Any, size: int) -> list[int]:
-    """The pixels of the square that a box touches, as `pipeline.centred` cuts it out."""
+    """The pixels of the square that a box touches, as `crops.centered` cuts it out."""
     where = f"{example.id}: {part!r} {box}"
     width, height = images.decode(example.encoded, example.id).size
     if not _is_box(box):

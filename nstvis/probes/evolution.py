@@ -6,10 +6,10 @@ Each is one number for each unit, NaN where it would mean nothing.
 import jax
 import numpy as np
 
-from nstvis.units.table import Winners
+from nstvis.units.table import RankedPatches
 
 
-def activated(top: Winners) -> np.ndarray:
+def activated(top: RankedPatches) -> np.ndarray:
     """The images that do activate a unit, int `[units, k]`, -1 where one does not.
 
     Where few do, the rest of the winners are at 0, and only the first ones of many.

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Resampling
 
-from nstvis import assets, data, images, models, pipeline, weights
+from nstvis import assets, crops, data, images, models, weights
 
 
 @dataclasses.dataclass(kw_only=True)
-class Subjects:
+class Inputs:
     """Which pictures, and which network looks at them."""
 
     # Pictures, separated by commas: paths, demo, or numbers of the data set's images.
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
     why: str
 
 
-class Subject(NamedTuple):
+class LoadedInputs(NamedTuple):
     """A network, the names of its classes, and pictures."""
 
     forward: models.Forward
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
     pictures: Sequence[Picture]
 
 
-def load(config: Subjects) -> Subject:
+def load(config: Inputs) -> LoadedInputs:
     """Loads the network and the pictures, and decides on their classes.
 
     Raises:
@@ -99,11 +99,11 @@ def load(config: Subjects) -> Subject:
         )
         for (name, pixels, _), scores, label in zip(opened, logits, told)
     ]
-    return Subject(forward, params, classes, pictures)
+    return LoadedInputs(forward, params, classes, pictures)
 
 
 def _opened(
-    part: str, config: Subjects, source: data.Source | None
+    part: str, config: Inputs, source: data.Source | None
 ) -> tuple[str, np.ndarray, str]:
     """Reads one picture: its name, its pixels, and the name of its class if it has one."""
     if source is not None and part.isdecimal():
@@ -114,7 +114,7 @@ def _opened(
             )
         example = source[int(part)]
         kind = source.classes[example.label] if example.label >= 0 else ""
-        image = pipeline.centred(example, config.size)
+        image = crops.centered(example, config.size)
         return f"{part} {short(kind)}".strip(), images.to_array(image), kind
     path = assets.FOLDER / "demo_content.jpg" if part == "demo" else pathlib.Path(part)
     side = (config.size, config.size)
@@ -122,7 +122,7 @@ def _opened(
     return part, images.to_array(image), ""
 
 
-def _classes(config: Subjects, source: data.Source | None, count: int) -> Sequence[str]:
+def _classes(config: Inputs, source: data.Source | None, count: int) -> Sequence[str]:
     """The names of the logits: the weights', the data set's if as many, or numbers."""
     own = weights.classes(config.weights, pathlib.Path(config.model).stem)
     for names in (own, source.classes if source else ()):

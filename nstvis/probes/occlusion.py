@@ -16,11 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis.layers import IMAGENET_MEAN
+from nstvis.layers import MEAN_COLOR
 from nstvis.models import Forward, Params
-
-# The colour of the square: what the networks here subtract first, so nothing to them.
-GREY = IMAGENET_MEAN[0, 0, 0]
 
 
 class Seen(NamedTuple):
@@ -68,7 +65,7 @@ def hidden(image: Array | np.ndarray, places: Array | np.ndarray, square: int) -
         covered.append((distance >= 0) & (distance < square))
     rows, columns = covered
     inside = rows[:, :, None, None] & columns[:, None, :, None]
-    return jnp.where(inside, GREY[None, None, None], image[None])
+    return jnp.where(inside, MEAN_COLOR[None, None, None], image[None])
 
 
 def look(

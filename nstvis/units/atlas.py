@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from nstvis.runs.registry import unknown
-from nstvis.units.table import Layer, Table, Winners
+from nstvis.units.table import Layer, RankedPatches, Table
 
 _ROWS = 16  # units in a file of patches
 _BLOCK = 16  # WebP compresses squares of this side: no two patches may share one
@@ -160,7 +160,7 @@ def _list(folder: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None
     _put_script(folder / "panels.js", "atlas.panels", content)
 
 
-class Winner(NamedTuple):
+class RankedPatch(NamedTuple):
     """An image that a unit is shown with."""
 
     score: float
@@ -202,14 +202,14 @@ class Unit:
     layer: str
     number: int
     # The highest first, and the lowest first; fewer where there were too few images.
-    top: list[Winner]
-    least: list[Winner]
+    top: list[RankedPatch]
+    least: list[RankedPatch]
     # As `table.Layer` has them, the class by its name.
     favourite: str | None
     selectivity: float
     mean: float
     std: float
-    silent: float
+    sparsity: float
     histogram: list[int]
     # 0 for every image.
     dead: bool
@@ -278,7 +278,7 @@ class Atlas:
             if number in panel["layers"].get(str(place), {"units": []})["units"]
         }
         for part in ("top", "least"):
-            known[part] = [self._winner(images, x) for x in known[part] if x]
+            known[part] = [self._ranked_patch(images, x) for x in known[part] if x]
         known["favourite"] = self._class(known["favourite"])
         known["strongest"] = [(self.classes[i], x) for i, x in known["strongest"]]
         patches = self._cells(geometry, number, str(place))
@@ -290,12 +290,14 @@ class Atlas:
         chunk, row = divmod(unit, geometry["rows"])
         return _Cells.at(self._folder / f"{files}-{chunk}.webp", geometry, row)
 
-    def _winner(self, images: Mapping[str, Any], winner: Sequence[Any]) -> Winner:
+    def _ranked_patch(
+        self, images: Mapping[str, Any], winner: Sequence[Any]
+    ) -> RankedPatch:
         score, index, top, left, bottom, right = winner
         id, label, file = images[str(index)]
         picture = self._folder / "pictures" / file if file else None
         box = top, left, bottom, right
-        return Winner(score, id, self._class(label), box, picture)
+        return RankedPatch(score, id, self._class(label), box, picture)
 
     def _class(self, label: int) -> str | None:
         return self.classes[label] if 0 <= label < len(self.classes) else None
@@ -364,16 +366,16 @@ def _units(layer: Layer) -> list[dict[str, Any]]:
     order = np.argsort(-layer.class_mean, axis=1, kind="stable")[:, :_STRONGEST]
     strongest = _plain(np.take_along_axis(layer.class_mean, order, 1))
     columns = {
-        "top": _winners(layer.top),
-        "least": _winners(layer.least),
+        "top": _ranked(layer.top),
+        "least": _ranked(layer.least),
         "favourite": layer.favourite().tolist(),
         "selectivity": _plain(layer.selectivity()),
         "mean": _plain(layer.mean),
         "std": _plain(layer.std),
-        "silent": _plain(layer.silent),
+        "sparsity": _plain(layer.sparsity),
         "histogram": layer.histogram.tolist(),
         # A logit that is never above 0 is silent, too, but not dead.
-        "dead": ((layer.silent == 1) & (layer.std == 0)).tolist(),
+        "dead": ((layer.sparsity == 1) & (layer.std == 0)).tolist(),
         "strongest": [
             [[i, x] for i, x in zip(*pair) if x is not None]
             for pair in zip(order.tolist(), strongest)
@@ -382,7 +384,7 @@ def _units(layer: Layer) -> list[dict[str, Any]]:
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def _winners(winners: Winners) -> list[list[list | None]]:
+def _ranked(winners: RankedPatches) -> list[list[list | None]]:
     """For each unit its winners, as score, image and box; None where there is none."""
     parts = _plain(winners.score), winners.image.tolist(), winners.box.tolist()
     return [

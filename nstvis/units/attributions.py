@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from nstvis import images
 from nstvis.models import Forward, Params
 from nstvis.probes import attribution
-from nstvis.units.patches import GREY, Pictures, crop, drawn_side, fitted
+from nstvis.units.patches import Pictures, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer
 
@@ -135,6 +136,6 @@ def _cut(
     rows, columns = support[0][first[0] :][:height], support[1][first[1] :][:width]
     sizes = np.abs(picture[rows][:, columns])
     largest = np.quantile(sizes, 0.99) if sizes.size else 0
-    visible = np.rint(GREY * (1 + np.clip(picture / max(largest, 1e-30), -1, 1)))
+    visible = np.rint(images.GREY * (1 + np.clip(picture / max(largest, 1e-30), -1, 1)))
     seen = visible.astype(np.uint8)
     return crop(seen, (box - np.tile(first, 2)).tolist(), rows, columns)

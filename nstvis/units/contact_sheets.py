@@ -87,7 +87,7 @@ def representative(
     """
     best = layer.top.score.mean(1)
     strength = (best - layer.mean) / np.maximum(layer.std, 1e-12)
-    alive = np.flatnonzero((layer.silent < 1) & (layer.std > 0))
+    alive = np.flatnonzero((layer.sparsity < 1) & (layer.std > 0))
     strongest = alive[np.argsort(-strength[alive], kind="stable")]
     pool = strongest[: max(count, len(strongest) // 3)]
     if len(pool) <= count:

@@ -34,7 +34,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nstvis.models import Forward, Params
 
 # What no image has: it loses against all.
-NOBODY = np.iinfo(np.int32).max
+SENTINEL = np.iinfo(np.int32).max
 
 # Histograms have four bins to an octave: the first two bits of a float's mantissa.
 _SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
@@ -66,7 +66,7 @@ class State(NamedTuple):
     mean: Numbers
     deviation: Numbers
     # int32 [units]: images with no activation above 0.
-    silent: Numbers
+    inactive: Numbers
     # int32 [bins, units].
     histogram: Numbers
     # int32 [classes] and float32 [classes, units]: images of a class, their activation.
@@ -96,7 +96,7 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
     """
 
     def nobody(*shape: int) -> Best:
-        image, position = (jnp.full(shape, NOBODY, jnp.int32) for _ in range(2))
+        image, position = (jnp.full(shape, SENTINEL, jnp.int32) for _ in range(2))
         return Best(jnp.full(shape, -jnp.inf), image, position)
 
     return State(
@@ -106,11 +106,11 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
         by_class=nobody(classes, per_class, units),
         mean=jnp.zeros(units),
         deviation=jnp.zeros(units),
-        silent=jnp.zeros(units, jnp.int32),
+        inactive=jnp.zeros(units, jnp.int32),
         histogram=jnp.zeros((len(edges()) - 1, units), jnp.int32),
         class_images=jnp.zeros(classes, jnp.int32),
         class_sum=jnp.zeros((classes, units)),
-        broken=jnp.array(NOBODY, jnp.int32),
+        broken=jnp.array(SENTINEL, jnp.int32),
     )
 
 
@@ -138,8 +138,8 @@ def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
     places, found = rows * width + columns, []
     for i in range(count):
         score = x.max((1, 2))
-        first = jnp.where(x == score[:, None, None], places, NOBODY).min((1, 2))
-        position = jnp.where(first == NOBODY, 0, first)
+        first = jnp.where(x == score[:, None, None], places, SENTINEL).min((1, 2))
+        position = jnp.where(first == SENTINEL, 0, first)
         found.append((score, position))
         if i + 1 < count:
             row, column = jnp.divmod(position[:, None, None], width)
@@ -243,7 +243,7 @@ def update(
     """Takes peaks `[batch, patches, units]` of images in order into account."""
     batch, patches, units = scores.shape
     seen, anyone = (index >= 0)[:, None], jnp.zeros(batch * patches, jnp.int32)
-    broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], NOBODY)
+    broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], SENTINEL)
     highest, where = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
     labelled = (seen[:, 0] & (label >= 0))[:, None]
     label = jnp.where(labelled[:, 0], label, 0)
@@ -278,7 +278,7 @@ def update(
         **_pooled(
             state._asdict(), {"images": count, "mean": mean, "deviation": deviation}
         ),
-        silent=state.silent + (seen & (highest <= 0)).sum(0),
+        inactive=state.inactive + (seen & (highest <= 0)).sum(0),
         histogram=state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
         class_images=state.class_images + of_class.sum(1),
         class_sum=state.class_sum
@@ -311,7 +311,7 @@ def merge(a: State, b: State) -> State:
 
     Means are exact up to rounding in float32; all else is exact.
     """
-    sums = ("images", "silent", "histogram", "class_images", "class_sum")
+    sums = ("images", "inactive", "histogram", "class_images", "class_sum")
     return State(
         **{name: getattr(a, name) + getattr(b, name) for name in sums},
         **{
@@ -328,7 +328,9 @@ def shifted(state: State, offset: int) -> State:
 
     def later(best: Best) -> Best:
         image = np.asarray(best.image)
-        return best._replace(image=np.where(image == NOBODY, NOBODY, image + offset))
+        return best._replace(
+            image=np.where(image == SENTINEL, SENTINEL, image + offset)
+        )
 
     return state._replace(
         top=later(state.top), least=later(state.least), by_class=later(state.by_class)

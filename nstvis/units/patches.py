@@ -13,14 +13,13 @@ from jax import Array
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from nstvis import pipeline
+from nstvis import crops, images
 from nstvis.data import Example, Source
 from nstvis.models import Forward, Params
 from nstvis.units import maxima
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer
 
-GREY = 127
 DRAWN = 96  # pixels, at most, of a patch's side as it is drawn
 
 
@@ -50,7 +49,7 @@ class Pictures:
         return self._centred(int(index))
 
     def _fetch(self, index: int) -> np.ndarray:
-        return np.asarray(pipeline.centred(self.example(index), self.size))
+        return np.asarray(crops.centered(self.example(index), self.size))
 
     def example(self, index: int) -> Example:
         """What the data set has there.
@@ -120,11 +119,11 @@ def verify(
 
 
 def _claims(best: maxima.Best) -> tuple[np.ndarray, int]:
-    """Winners as rows: image, slot, unit, position, rank; and the number of slots.
+    """RankedPatches as rows: image, slot, unit, position, rank; and the number of slots.
 
     Those of the same image and unit have different slots.
     """
-    rank, unit = np.nonzero(best.image != maxima.NOBODY)
+    rank, unit = np.nonzero(best.image != maxima.SENTINEL)
     image, position = (part[rank, unit] for part in (best.image, best.position))
     order = np.lexsort((position, unit, image))
     image, unit, position, rank = (x[order] for x in (image, unit, position, rank))
@@ -177,7 +176,7 @@ def crop(
         uint8 of the box's size.
     """
     top, left, bottom, right = (int(side) for side in box)
-    patch = np.full((bottom - top, right - left, 3), GREY, np.uint8)
+    patch = np.full((bottom - top, right - left, 3), images.GREY, np.uint8)
     if not (rows.any() and columns.any()):
         return patch
     (first, last), (start, end) = (np.flatnonzero(x)[[0, -1]] for x in (rows, columns))
@@ -190,7 +189,7 @@ def fitted(patch: np.ndarray, side: int) -> np.ndarray:
     """A patch at `side` x `side` pixels, with grey beside one that is no square."""
     if patch.shape[:2] == (side, side):
         return patch
-    grey = (GREY, GREY, GREY)
+    grey = (images.GREY, images.GREY, images.GREY)
     picture = ImageOps.pad(
         Image.fromarray(patch), (side, side), Resampling.LANCZOS, color=grey
     )
@@ -204,7 +203,7 @@ def drawn_side(layer: Layer, fields: Fields) -> int:
 
 
 def cut(
-    layer: Layer, fields: Fields, pictures: Pictures, k: int, suppress: bool
+    layer: Layer, fields: Fields, pictures: Pictures, k: int, deduplicate: bool
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Picks and cuts out each unit's patches.
 
@@ -213,7 +212,7 @@ def cut(
         fields: The layer's receptive fields.
         pictures: Where the images are.
         k: Patches of a unit.
-        suppress: Whether near-duplicates are dropped; see `distinct`.
+        deduplicate: Whether near-duplicates are dropped; see `distinct`.
 
     Yields:
         For each unit the picked candidates' numbers, at most `k`, and uint8
@@ -230,8 +229,8 @@ def cut(
 
         known = np.flatnonzero(top.image[unit] >= 0).tolist()
         candidates = [(top.image[unit, rank], top.box[unit, rank]) for rank in known]
-        picked = distinct(candidates, patch, k) if suppress else known[:k]
-        drawn = np.full((k, side, side, 3), GREY, np.uint8)
+        picked = distinct(candidates, patch, k) if deduplicate else known[:k]
+        drawn = np.full((k, side, side, 3), images.GREY, np.uint8)
         for place, rank in enumerate(picked):
             drawn[place] = patch(rank)
         yield picked, drawn

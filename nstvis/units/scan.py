@@ -16,13 +16,13 @@ from nstvis.runs.registry import unknown
 from nstvis.units import maxima, scan_file
 from nstvis.units.receptive_fields import Fields, receptive_fields
 from nstvis.units.scan_file import About
-from nstvis.units.table import Layer, Winners
+from nstvis.units.table import Layer, RankedPatches
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Target:
     """A network and the images that are scanned with it."""
 
     forward: models.Forward
@@ -37,7 +37,7 @@ class Subject:
         return receptive_fields(self.forward, self.params, size, size)
 
 
-def subject(
+def target(
     *,
     model: str,
     weights: str,
@@ -48,10 +48,10 @@ def subject(
     layers: Sequence[str],
     k: int,
     patches: int,
-    suppress: bool,
+    deduplicate: bool,
     per_class: int,
     network: tuple[models.Forward, models.Params] | None = None,
-) -> Subject:
+) -> Target:
     """Finds a network and a data set by name; see `experiments/units.py`.
 
     Args:
@@ -71,18 +71,18 @@ def subject(
         network=scan_file.network_hash(forward, params, size),
         layers=_layers(model, forward, params, size, layers),
         size=size,
-        pool=k * (2 if suppress else 1),
+        pool=k * (2 if deduplicate else 1),
         k=k,
         per_class=per_class,
         patches=patches,
-        suppress=suppress,
+        deduplicate=deduplicate,
         classes=list(source.classes),
         parts=[part | {"images": len(source), "hash": scan_file.source_hash(source)}],
     )
-    return Subject(forward, params, [source], about)
+    return Target(forward, params, [source], about)
 
 
-def subject_of(about: About) -> Subject:
+def target_of(about: About) -> Target:
     """Finds again what was scanned.
 
     Raises:
@@ -104,7 +104,7 @@ def subject_of(about: About) -> Subject:
                 f"{part['dataset']} {part['split']} is not what was scanned: {found},"
                 f" not {part['hash']}"
             )
-    return Subject(forward, params, sources, about)
+    return Target(forward, params, sources, about)
 
 
 def _layers(
@@ -126,7 +126,7 @@ def _layers(
 
 
 def run(
-    subject: Subject,
+    target: Target,
     workdir: pathlib.Path,
     *,
     batch: int,
@@ -136,7 +136,7 @@ def run(
     """Scans, or goes on where the same scan was interrupted.
 
     Args:
-        subject: What to scan.
+        target: What to scan.
         workdir: Gets `checkpoints/`, and `damaged.txt` if there are such images.
         batch: Images in a batch of all devices.
         workers: Processes that prepare images; 0 for threads of this one.
@@ -150,15 +150,15 @@ def run(
         ValueError: No image can be read.
         FloatingPointError: An activation is no finite number.
     """
-    about, source = subject.about, subject.sources[0]
-    scan, state = _started(subject)
+    about, source = target.about, target.sources[0]
+    scan, state = _started(target)
     damaged = pipeline.Damaged(workdir / "damaged.txt")
     images = iter(
         pipeline.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
     )
     steps = -(-len(source) // batch)
     shape = pipeline.shapes(batch, about.size)["image"]
-    cost = devices.flops(jax.jit(subject.forward), subject.params, shape)
+    cost = devices.flops(jax.jit(target.forward), target.params, shape)
     checkpoints = Checkpoints(workdir, checkpoint_every)
     done = checkpoints.latest()
     with (
@@ -170,7 +170,7 @@ def run(
         for step in range(done + 1, steps + 1):
             part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up
-            state = scan.step(state, subject.params, part)
+            state = scan.step(state, target.params, part)
             wish = interruption.signal or int(checkpoints.due())
             wish = devices.agreed(wish, step)
             if wish:
@@ -179,15 +179,15 @@ def run(
             if wish > 1:
                 return None, wish
     if skipped := len(damaged.ids()):
-        _log.warning("%d damaged images were skipped: %s", skipped, damaged.path)
+        logger.warning("%d damaged images were skipped: %s", skipped, damaged.path)
     return _checked(maxima.gathered(state), source), 0
 
 
-def _started(subject: Subject) -> tuple[maxima.Scan, maxima.State]:
+def _started(target: Target) -> tuple[maxima.Scan, maxima.State]:
     """The compiled step for all devices, and the state before the first image."""
-    about = subject.about
-    reaches = tuple((name, _reach(subject, name)) for name in about.layers)
-    scan = _compiled(subject.forward, reaches, about.patches)
+    about = target.about
+    reaches = tuple((name, _reach(target, name)) for name in about.layers)
+    scan = _compiled(target.forward, reaches, about.patches)
     state = scan.start(
         sum(about.layers.values()),
         pool=about.pool,
@@ -211,29 +211,29 @@ def _compiled(
 def _checked(state: maxima.State, source: data.Source) -> maxima.State:
     if not state.images:
         raise ValueError("no image can be read")
-    if state.broken != maxima.NOBODY:
+    if state.broken != maxima.SENTINEL:
         id = source[int(state.broken)].id
         raise FloatingPointError(f"an activation for {id} is not a finite number")
     return state
 
 
-def _reach(subject: Subject, layer: str) -> tuple[int, int]:
+def _reach(target: Target, layer: str) -> tuple[int, int]:
     """How far from a peak its patch overlaps by half, in positions."""
-    fields = subject.fields[layer]
-    if not subject.about.suppress or not fields.stride:
+    fields = target.fields[layer]
+    if not target.about.deduplicate or not fields.stride:
         return 0, 0
     height, width = fields.size(0)
     return height // 2 // fields.stride, width // 2 // fields.stride
 
 
-def layers(subject: Subject, state: maxima.State) -> dict[str, Layer]:
+def layers(target: Target, state: maxima.State) -> dict[str, Layer]:
     """What is known, layer by layer, with all candidates for the top; in NumPy."""
     found, first = {}, 0
-    for name, units in subject.about.layers.items():
+    for name, units in target.about.layers.items():
         mine = slice(first, first + units)
         first += units
         top, least, by_class = (
-            _winners(best, mine, subject.fields[name])
+            _ranked(best, mine, target.fields[name])
             for best in (
                 _first(state.top),
                 _first(state.least._replace(score=-state.least.score)),
@@ -247,7 +247,7 @@ def layers(subject: Subject, state: maxima.State) -> dict[str, Layer]:
             by_class=by_class,
             mean=state.mean[mine].astype(np.float32),
             std=np.sqrt(state.deviation[mine] / state.images).astype(np.float32),
-            silent=(state.silent[mine] / state.images).astype(np.float32),
+            sparsity=(state.inactive[mine] / state.images).astype(np.float32),
             histogram=state.histogram[:, mine].T.astype(np.int64),
             class_mean=(state.class_sum[:, mine] / seen).T.astype(np.float32),
         )
@@ -258,13 +258,13 @@ def _first(best: maxima.Best) -> maxima.Best:
     return maxima.Best(*(part[0] for part in best))
 
 
-def _winners(best: maxima.Best, units: slice, fields: Fields) -> Winners:
+def _ranked(best: maxima.Best, units: slice, fields: Fields) -> RankedPatches:
     """Turns `[..., n, units]` to `[units, ..., n]`."""
     score, image, flat = (np.moveaxis(part[..., units], -1, 0) for part in best)
-    missing = image == maxima.NOBODY
+    missing = image == maxima.SENTINEL
     position = np.stack(np.divmod(np.where(missing, 0, flat), fields.columns), -1)
     channel = np.arange(len(score)).reshape(-1, *[1] * (score.ndim - 1))
-    return Winners(
+    return RankedPatches(
         score=np.where(missing, 0, score),
         image=np.where(missing, -1, image),
         position=position.astype(np.int32),

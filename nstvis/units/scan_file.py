@@ -42,7 +42,7 @@ class About:
     per_class: int
     patches: int
     # Whether near-duplicate patches are left out.
-    suppress: bool
+    deduplicate: bool
     # Names of the classes, by label.
     classes: Sequence[str]
     # Data sets in a row: dataset, split, data_dir, images, and what `source_hash` says.

@@ -18,7 +18,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Winners:
+class RankedPatches:
     """Images in order of activation, and where in them; any leading shape."""
 
     # float32 [...], the activation.
@@ -31,7 +31,7 @@ class Winners:
     # image as the network sees it; the last two exclusive. May hang over the border.
     box: np.ndarray
 
-    def picked(self, ranks: Sequence[Sequence[int]], count: int) -> "Winners":
+    def picked(self, ranks: Sequence[Sequence[int]], count: int) -> "RankedPatches":
         """Those of some ranks alone, `count` for each unit, the last of them missing.
 
         Args:
@@ -46,7 +46,7 @@ class Winners:
             parts[part.name] = np.take_along_axis(value, np.maximum(deep, 0), 1)
         parts["score"] = np.where(gone, 0, parts["score"])
         parts["image"] = np.where(gone, -1, parts["image"])
-        return Winners(**parts)
+        return RankedPatches(**parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,16 +54,16 @@ class Layer:
     """What was found of the units of a layer."""
 
     # [units, k], the highest first; equal ones by lower image, then lower position.
-    top: Winners
+    top: RankedPatches
     # [units, k], the lowest first.
-    least: Winners
+    least: RankedPatches
     # [units, classes, n], the highest of each class.
-    by_class: Winners
+    by_class: RankedPatches
     # float32 [units].
     mean: np.ndarray
     std: np.ndarray
     # float32 [units], share of the images with no activation above 0.
-    silent: np.ndarray
+    sparsity: np.ndarray
     # int64 [units, bins], images by activation; `Table.edges` has the bins' borders.
     histogram: np.ndarray
     # float32 [units, classes], mean activation for the images of a class; NaN without.
@@ -127,7 +127,7 @@ def save(path: pathlib.Path, table: Table) -> None:
     for name, layer in table.layers.items():
         for field in dataclasses.fields(layer):
             value = getattr(layer, field.name)
-            if isinstance(value, Winners):
+            if isinstance(value, RankedPatches):
                 for part in dataclasses.fields(value):
                     key = f"{name}.{field.name}.{part.name}"
                     arrays[key] = getattr(value, part.name)
@@ -168,11 +168,11 @@ def load(path: pathlib.Path) -> Table:
 def _layer(arrays: Mapping[str, np.ndarray], name: str) -> Layer:
     parts: dict[str, Any] = {}
     for field in dataclasses.fields(Layer):
-        if field.type is Winners:
-            parts[field.name] = Winners(
+        if field.type is RankedPatches:
+            parts[field.name] = RankedPatches(
                 **{
                     part.name: arrays[f"{name}.{field.name}.{part.name}"]
-                    for part in dataclasses.fields(Winners)
+                    for part in dataclasses.fields(RankedPatches)
                 }
             )
         else:

@@ -1,0 +1,64 @@
+"""Squares cut out of images: the central one, or a random one to train on."""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from PIL.Image import Resampling
+
+from nstvis import images
+from nstvis.data import Example
+
+
+def centered(example: Example, size: int) -> Image.Image:
+    """An image scaled until its shorter side is `size`, of which the centre is taken.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    image = images.decode(example.encoded, example.id).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training image differs from the one in the data set."""
+
+    # Least share of the area that a crop keeps, unless the image is too wide or too high
+    # for that: a crop's aspect ratio is 3/4 to 4/3.
+    crop: float
+    # Largest relative change of brightness, contrast and saturation.
+    color: float
+    # Whether half of the images are mirrored.
+    flip: bool = True
+
+
+def augmented(
+    image: Image.Image, size: int, how: Augmentation, rng: np.random.Generator
+) -> Image.Image:
+    """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), mirrors, and colours."""
+    area = rng.uniform(how.crop, 1) * image.width * image.height
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    # What the image has room for, unless it is too wide or too high for that itself.
+    aspect = min(max(aspect, area / image.height**2), image.width**2 / area)
+    aspect = min(max(aspect, 3 / 4), 4 / 3)
+    height = min(math.sqrt(area / aspect), image.height, image.width / aspect)
+    width = min(height * aspect, image.width)
+    left = rng.uniform(0, image.width - width)
+    top = rng.uniform(0, image.height - height)
+    box = (left, top, left + width, top + height)
+    image = image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)
+    if how.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhancer in (
+        ImageEnhance.Brightness,
+        ImageEnhance.Contrast,
+        ImageEnhance.Color,
+    ):
+        if how.color:
+            image = enhancer(image).enhance(rng.uniform(1 - how.color, 1 + how.color))
+    return image
