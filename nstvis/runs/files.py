@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import io
+import math
+import numbers
 import os
 import pathlib
 import uuid
@@ -81,4 +83,4 @@ def read_csv(path: pathlib.Path) -> list[list[str]]:
 
 
 def _is_nan(value: Any) -> bool:
-    return value != value  # of any kind of number: Python's, NumPy's, JAX's
+    return isinstance(value, numbers.Real) and math.isnan(value)  # NumPy's, too

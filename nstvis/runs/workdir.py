@@ -140,8 +140,8 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
-        options: Any = {"capture_output": True, "text": True, "check": True}
-        return subprocess.run(command, **options).stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         git("ls-files", "--error-unmatch", __file__)  # else of another repository
