@@ -162,3 +162,24 @@ def test_shared_fields_have_comments_and_bounds():
         assert all(len(comment.strip()) > 10 for comment in lines[1::2])
         for field in dataclasses.fields(part):
             assert field.type is str or "bounds" in field.metadata
+
+
+def test_descriptions_show_inherited_fields_and_their_comments(tmp_path):
+    file = tmp_path / "flow.py"
+    file.write_text(
+        '"""Water.\n\nMore."""\n\nimport dataclasses\n\n'
+        "@dataclasses.dataclass\nclass Base:\n    # How deep,\n    # in feet.\n"
+        "    depth: int = 3\n    # Its name.\n    name: str = 'a'\n\n"
+        "@dataclasses.dataclass\nclass Config(Base):\n    # Its colour.\n"
+        "    name: str = 'blue'\n    bare: float = 0.5\n"
+    )
+    assert registry.summary(file) == "Water."
+    module = registry.find("experiment", str(file), tmp_path)
+    assert flags.describe(module.Config).splitlines() == [
+        "  --config.depth=3  (int)",
+        "      How deep, in feet.",
+        "  --config.name=blue  (str)",
+        "      Its colour.",
+        "  --config.bare=0.5  (float)",
+        "      ",
+    ]
