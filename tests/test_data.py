@@ -586,6 +586,14 @@ def test_a_bucket_that_takes_another_package_says_so(monkeypatch):
         data.load("folder:az://x", "train")
 
 
+def test_a_bucket_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for protocol in ("gs", "gcs"):
+        monkeypatch.delitem(_registry, protocol, raising=False)
+    with pytest.raises(ValueError, match=r"cannot read gs://x: .*pip install gcsfs"):
+        data.load("folder:gs://x", "train")
+
+
 def test_folder_of_the_shell_user(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(images(tmp_path, "photos/a.jpg")))
     assert len(data.load(f"folder:~{os.sep}photos", "train")) == 1

@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import sys
 import warnings
 import zlib
 
@@ -439,6 +440,17 @@ def test_write_refuses_unknown_suffixes_and_folders(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF"])
+def test_without_tifffile_one_line_says_what_to_install(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for refuse in (images.check_suffix, lambda path: images.write(path, noise())):
+        with pytest.raises(ValueError, match=r"^.*: writing TIFF takes tifffile: pip "):
+            refuse(tmp_path / name)
+    images.check_suffix("a.png")
+    Image.fromarray(noise()).save(tmp_path / "read.tif")  # reading takes Pillow alone
+    assert images.read(tmp_path / "read.tif").size == (16, 24)
+
+
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -456,7 +468,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, owner, name, fa
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     monkeypatch.setattr(owner, name, failure)
-    with pytest.raises(ValueError, match=f"^{path}: cannot write: No space left"):
+    with pytest.raises(OSError, match=f"^{path}: cannot write: No space left"):
         images.write(path, noise())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

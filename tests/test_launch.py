@@ -290,6 +290,15 @@ def test_a_file_elsewhere_is_an_experiment_and_runs_get_dated_folders(
         assert start["command"][1:] == command
 
 
+def test_help_names_the_command_that_was_used(call, capfd):
+    for name, command in (("launch.py", "python launch.py"), ("", "python -m nstvis")):
+        program = str(ROOT / (name or "nstvis/__main__.py"))
+        launcher.main([program, "--experiment=style", "--help"])
+        assert f"    {command} --experiment=style\n" in capfd.readouterr().out
+        launcher.main([program, "--help"])
+        assert capfd.readouterr().out.startswith(f"{command} --experiment=NAME ")
+
+
 def test_help_of_a_file_elsewhere(call, folder):
     done = call(f"--experiment={folder / 'mine.py'}", "--help")
     assert done.returncode == 0

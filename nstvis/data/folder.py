@@ -64,8 +64,11 @@ def load(argument: str, split: str, data_dir: str) -> Files:
     folder = epath.Path(path).expanduser()
     try:
         missing = not folder.is_dir()
-    except ImportError as error:  # gcsfs, for one
-        raise ValueError(f"cannot read {folder}: {error}") from error
+    except ImportError as error:
+        reason = str(error)  # such as a file system that takes another package
+        if path.startswith("gs://"):
+            reason = 'gs:// takes gcsfs: pip install gcsfs (or "nstvis[gs]")'
+        raise ValueError(f"cannot read {folder}: {reason}") from error
     if missing:
         raise FileNotFoundError(f"no folder {folder}{_hint(folder)}")
     if (folder / split).is_dir():
