@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
+from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from hypothesis import given, settings
@@ -191,6 +192,7 @@ def test_an_unknown_id_is_refused(toys, id):
         source.index(id)
 
 
+@pytest.mark.slow
 def test_another_process_reads_it_too(toys, tmp_path):
     sources = [
         data.load("tfds:toy", "train[3:]", toys),
@@ -321,6 +323,7 @@ def test_it_is_prepared_once(tmp_path, monkeypatch):
     assert examples(path.parent, "train") == sorted(images["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_it_shows_progress_on_a_terminal_and_nothing_else(terminal, tmp_path):
     path, _ = archive(tmp_path / "data")
@@ -340,6 +343,7 @@ logging.info("as before")"""
     assert not result.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_begun_again(tmp_path):
     path, images = archive(tmp_path / "data")
     code = """import os, signal, sys
@@ -565,7 +569,16 @@ class Bucket(MemoryFileSystem):
         return super().find(path, *args, **options)
 
 
-def test_a_bucket_is_listed_at_once(monkeypatch):
+@pytest.fixture
+def forget_buckets():
+    """Makes etils open file systems anew, before and after a test."""
+    known = epath.backend._FileSystemSpecBackend._get_filesystem
+    known.cache_clear()
+    yield
+    known.cache_clear()
+
+
+def test_a_bucket_is_listed_at_once(forget_buckets, monkeypatch):
     for protocol in ("gs", "gcs"):
         monkeypatch.setitem(_registry, protocol, Bucket)
     names = [f"class{i}/{j}.jpg" for i in range(30) for j in range(2)]
@@ -586,7 +599,7 @@ def test_a_bucket_that_takes_another_package_says_so(monkeypatch):
         data.load("folder:az://x", "train")
 
 
-def test_a_bucket_without_its_package_says_what_to_install(monkeypatch):
+def test_a_bucket_without_its_package_says_what_to_install(forget_buckets, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for protocol in ("gs", "gcs"):
         monkeypatch.delitem(_registry, protocol, raising=False)
