@@ -222,7 +222,7 @@ def test_another_process_reads_it_too(toys, tmp_path):
         ("tfds:toy", "train[", r"no split 'train\[' of toy"),
         ("tfds:toy", "train[50:]", r"no split 'train\[50:\]' of toy.*20 examples"),
         ("tfds:toy", "train[:0]", r"no examples in 'train\[:0\]' of toy"),
-        ("tfds:toy_of_two", "train", r"one image an example, not left, right"),
+        ("tfds:toy_of_two", "train", r"one image per example, not left, right"),
         (
             "tfds:toy_of_arrays",
             "train",

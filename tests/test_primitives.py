@@ -200,7 +200,7 @@ def test_a_face_s_box_holds_its_part_and_nothing_beside_it(seed):
         assert right - 1 <= columns.max() + 1 <= right, part
 
 
-@quick
+@settings(quick, max_examples=40)
 @given(seeds)
 def test_a_face_has_its_parts_where_faces_do(seed):
     _, parameters = _faces.face(np.random.default_rng(seed))
@@ -237,6 +237,7 @@ def small(monkeypatch):
         monkeypatch.setitem(SPLITS, split, count)
 
 
+@pytest.mark.slow
 def test_tfds_gives_back_what_was_drawn(small, tmp_path):
     builder = primitives.Primitives(
         config="3", data_dir=tmp_path, file_format="array_record"
