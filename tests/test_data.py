@@ -148,10 +148,15 @@ def test_tfds_without_labels(toys):
     assert {example.label for example in source} == {-1}
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(scope="module")
+def whole(toys):
+    """All examples by id."""
+    return {e.id: e for s in ("train", "test") for e in data.load("tfds:toy", s, toys)}
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 8))
-def test_a_slice_changes_no_id(toys, start, stop, test_start):
-    whole = {e.id: e for s in ("train", "test") for e in data.load("tfds:toy", s, toys)}
+def test_a_slice_changes_no_id(toys, whole, start, stop, test_start):
     split = f"test[{test_start}:]+train[{start}:{stop}]"
     source = data.load("tfds:toy", split, toys)
     assert [example.id for example in source] == [

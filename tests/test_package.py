@@ -2,6 +2,7 @@
 
 import ast
 import email
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,6 +21,9 @@ from nstvis.runs import registry
 
 # Tools that the checks call by name; setuptools builds the package.
 TOOLS = {"pre-commit", "pyright", "pytest-xdist", "ruff", "setuptools"}
+
+
+packages_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 def normal(name):
@@ -49,7 +53,7 @@ def imported(*folders):
                 modules.add(node.module)
     tops = {module.partition(".")[0] for module in modules}
     ours = {path.stem for folder in (ROOT, *folders) for path in folder.iterdir()}
-    owners = importlib.metadata.packages_distributions()
+    owners = packages_distributions()
     return {
         normal(owners[top][0] if top in owners else top)
         for top in tops - ours - set(sys.stdlib_module_names)
