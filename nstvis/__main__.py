@@ -1,7 +1,8 @@
-"""`python -m nstvis --experiment=style`, from any folder, does what launch.py does."""
+"""Does what launch.py does, from any folder: `python -m nstvis --experiment=style`."""
 
 import sys
 
 from nstvis.launcher import main
 
-sys.exit(main(sys.argv))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

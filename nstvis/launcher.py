@@ -1,14 +1,15 @@
-"""Runs an experiment: what each of them gets without asking.
+"""The harness of all experiments: flags, workdir, results, errors, exit status.
 
 An experiment is a file with a docstring, a dataclass `Config`, and
 
     def run(config: Config, workdir: pathlib.Path) -> Sequence[str] | None
 
-which returns the names of the files that it left in `workdir`, the most important one
-first. It gets typed flags within the bounds of its fields, a workdir of its own with its
-provenance, and one clear line for an error that a user can mend. A run that is finished
-is not repeated; one that was interrupted is called again with the same workdir, and
-resumes from what it finds there (`nstvis.runs.checkpoints`).
+which returns the names of the files it left in `workdir`, the most important first.
+The launcher parses typed flags and checks them against the fields' bounds
+(`nstvis.runs.config`), claims the workdir and records provenance in it
+(`nstvis.runs.workdir`), and turns an error that a user can mend into one clear line. A
+finished run is not repeated. An interrupted one is called again with the same workdir,
+and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 """
 
 import contextlib
@@ -16,6 +17,9 @@ import logging
 import pathlib
 import sys
 import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import absl.flags
 import jax
@@ -27,7 +31,7 @@ from nstvis.runs.progress import Interrupted
 
 logger = logging.getLogger(__name__)
 
-# What a user's mistake, a full disk or a full GPU raises; a bug shows its traceback.
+# Raised by a user's mistake, a full disk or a full GPU; a bug shows its traceback.
 EXPECTED = (
     ValueError,
     OSError,
@@ -39,7 +43,7 @@ EXPECTED = (
 
 
 def experiments() -> pathlib.Path:
-    """The folder of the experiments: of the installed package, or of the checkout."""
+    """Returns the folder of the experiments, installed or of the checkout."""
     package = pathlib.Path(__file__).parent
     installed = package / "experiments"
     return installed if installed.is_dir() else package.parent / "experiments"
@@ -51,47 +55,56 @@ def main(argv: list[str] = sys.argv) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("nstvis").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks
-    claimed: list[pathlib.Path] = []
     try:
-        return _launch(argv, claimed)
+        return _launch(argv)
     except EXPECTED as error:
-        for folder in claimed:
-            with contextlib.suppress(OSError):
-                (folder / "error.txt").write_text(traceback.format_exc())
         message = next(filter(str.strip, str(error).splitlines()), repr(error))
         print(f"error: {message}", file=sys.stderr)
         return 1
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
-        for folder in claimed:
-            print(f"rerun with --workdir={folder} to resume", file=sys.stderr)
-        return 128 + stop.signum if isinstance(stop, Interrupted) else 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
-def _launch(argv: list[str], claimed: list[pathlib.Path]) -> int:
+def _launch(argv: list[str]) -> int:
     values = absl.flags.FlagValues()
     absl.flags.DEFINE_string("experiment", None, "", flag_values=values)
     absl.flags.DEFINE_string("workdir", None, "", flag_values=values)
     absl.flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
     values(argv, known_only=True)
+    command = _command(argv)
     if values.experiment is None:
-        print(_help())
+        print(_help(command))
         return 0 if values.help else 2
     experiment = registry.find("experiment", values.experiment, experiments())
     logging.getLogger(experiment.__name__).setLevel(logging.INFO)
     if values.help:
-        print(f"{experiment.__doc__}\n{flags.describe(experiment.Config)}")
+        docstring = (experiment.__doc__ or "").replace("python launch.py", command)
+        print(f"{docstring}\n{flags.describe(experiment.Config)}")
         return 0
     config = flags.parse_config(experiment, values, argv)
     configs.check(config)
     devices.connect()
-    folder = pathlib.Path(values.workdir or workdir.default_workdir(values.experiment))
     cache.keep_compiled()
+    folder = pathlib.Path(values.workdir or workdir.default_workdir(values.experiment))
     if results := workdir.claim(folder, values.experiment, config):
-        logger.info("finished already: %s", results[0])
+        logger.info("finished already: %s", "\n".join(map(str, results)))
         return 0
-    claimed.append(folder)
-    names = experiment.run(config, folder)
+    return _run(experiment, config, folder)
+
+
+def _run(experiment: ModuleType, config: Any, folder: pathlib.Path) -> int:
+    """Runs an experiment in its claimed workdir; returns the exit status."""
+    try:
+        names: Sequence[str] = experiment.run(config, folder) or ()
+    except EXPECTED:
+        with contextlib.suppress(OSError):
+            (folder / "error.txt").write_text(traceback.format_exc())
+        raise
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        print(f"rerun with --workdir={folder} to resume", file=sys.stderr)
+        return 128 + stop.signum if isinstance(stop, Interrupted) else 130
     if names and devices.is_lead():
         workdir.finish(folder, names)
         for name in names:
@@ -99,11 +112,15 @@ def _launch(argv: list[str], claimed: list[pathlib.Path]) -> int:
     return 0
 
 
-def _help() -> str:
-    """What there is to run."""
-    lines = [
-        "python launch.py --experiment=NAME [--workdir=DIR] [--config.FIELD=VALUE]"
-    ]
+def _command(argv: list[str]) -> str:
+    """Returns how this program was called."""
+    as_module = pathlib.Path(argv[0]).name == "__main__.py"
+    return "python -m nstvis" if as_module else "python launch.py"
+
+
+def _help(command: str) -> str:
+    """Lists the experiments."""
+    lines = [f"{command} --experiment=NAME [--workdir=DIR] [--config.FIELD=VALUE]"]
     lines += ["", "Experiments (or the path of a file like those in experiments/):"]
     for name in registry.names(experiments()):
         summary = registry.summary(experiments() / f"{name}.py")

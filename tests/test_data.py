@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from conftest import ROOT
+from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from hypothesis import given, settings
@@ -147,10 +148,15 @@ def test_tfds_without_labels(toys):
     assert {example.label for example in source} == {-1}
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(scope="module")
+def whole(toys):
+    """All examples by id."""
+    return {e.id: e for s in ("train", "test") for e in data.load("tfds:toy", s, toys)}
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 8))
-def test_a_slice_changes_no_id(toys, start, stop, test_start):
-    whole = {e.id: e for s in ("train", "test") for e in data.load("tfds:toy", s, toys)}
+def test_a_slice_changes_no_id(toys, whole, start, stop, test_start):
     split = f"test[{test_start}:]+train[{start}:{stop}]"
     source = data.load("tfds:toy", split, toys)
     assert [example.id for example in source] == [
@@ -191,6 +197,7 @@ def test_an_unknown_id_is_refused(toys, id):
         source.index(id)
 
 
+@pytest.mark.slow
 def test_another_process_reads_it_too(toys, tmp_path):
     sources = [
         data.load("tfds:toy", "train[3:]", toys),
@@ -220,7 +227,7 @@ def test_another_process_reads_it_too(toys, tmp_path):
         ("tfds:toy", "train[", r"no split 'train\[' of toy"),
         ("tfds:toy", "train[50:]", r"no split 'train\[50:\]' of toy.*20 examples"),
         ("tfds:toy", "train[:0]", r"no examples in 'train\[:0\]' of toy"),
-        ("tfds:toy_of_two", "train", r"one image an example, not left, right"),
+        ("tfds:toy_of_two", "train", r"one image per example, not left, right"),
         (
             "tfds:toy_of_arrays",
             "train",
@@ -321,6 +328,7 @@ def test_it_is_prepared_once(tmp_path, monkeypatch):
     assert examples(path.parent, "train") == sorted(images["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_it_shows_progress_on_a_terminal_and_nothing_else(terminal, tmp_path):
     path, _ = archive(tmp_path / "data")
@@ -340,6 +348,7 @@ logging.info("as before")"""
     assert not result.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_begun_again(tmp_path):
     path, images = archive(tmp_path / "data")
     code = """import os, signal, sys
@@ -565,7 +574,16 @@ class Bucket(MemoryFileSystem):
         return super().find(path, *args, **options)
 
 
-def test_a_bucket_is_listed_at_once(monkeypatch):
+@pytest.fixture
+def forget_buckets():
+    """Makes etils open file systems anew, before and after a test."""
+    known = epath.backend._FileSystemSpecBackend._get_filesystem
+    known.cache_clear()
+    yield
+    known.cache_clear()
+
+
+def test_a_bucket_is_listed_at_once(forget_buckets, monkeypatch):
     for protocol in ("gs", "gcs"):
         monkeypatch.setitem(_registry, protocol, Bucket)
     names = [f"class{i}/{j}.jpg" for i in range(30) for j in range(2)]
@@ -584,6 +602,14 @@ def test_a_bucket_that_takes_another_package_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "adlfs", None)
     with pytest.raises(ValueError, match=r"cannot read az://x.*adlfs"):
         data.load("folder:az://x", "train")
+
+
+def test_a_bucket_without_its_package_says_what_to_install(forget_buckets, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for protocol in ("gs", "gcs"):
+        monkeypatch.delitem(_registry, protocol, raising=False)
+    with pytest.raises(ValueError, match=r"cannot read gs://x: .*pip install gcsfs"):
+        data.load("folder:gs://x", "train")
 
 
 def test_folder_of_the_shell_user(tmp_path, monkeypatch):

@@ -1,16 +1,21 @@
-"""The command line: what it offers, and how it refuses."""
+"""The command line: what it offers, what it refuses, and what every experiment gets."""
 
 import concurrent.futures
 import dataclasses
 import json
+import logging
 import pathlib
 import re
+import signal
+import sys
+import types
 
 import pytest
 from launcher import launch
 from PIL import Image
 
-from nstvis.runs import registry
+from nstvis import devices, launcher
+from nstvis.runs import cache, registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -39,7 +44,10 @@ def run(config, workdir):
     print(json.dumps(dataclasses.asdict(config)))
 '''
 
-MINE = '''"""An experiment of my own."""
+MINE = '''"""An experiment of my own.
+
+    python launch.py --experiment=mine.py
+"""
 
 import dataclasses
 
@@ -56,6 +64,40 @@ def run(config, workdir):
     if config.times < 0:
         raise ValueError("times should not be negative")
     (workdir / "said.txt").write_text(config.word * config.times)
+    with (workdir / "log.txt").open("a") as log:
+        log.write("ran\\n")
+    return ["said.txt", "log.txt"]
+'''
+
+# Sends itself a signal at step 3, as often as it should; else counts to 5.
+STOPPED = '''"""Counts."""
+
+import dataclasses
+import os
+
+from nstvis.runs.progress import Progress
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+    # What to send.
+    signum: int = 0
+    # How often.
+    times: int = 1
+
+
+def run(config, workdir):
+    path = workdir / "count.txt"
+    done = int(path.read_text()) if path.exists() else 0
+    with Progress([0] * 5, done) as progress:
+        for step in range(done + 1, 6):
+            for _ in range(config.times if step == 3 else 0):
+                os.kill(os.getpid(), config.signum)
+            path.write_text(str(step))
+            progress.show(step, "")
+            if progress.interrupted:
+                break
+    return ["count.txt"]
 '''
 
 # Refused from the command line alone.
@@ -71,6 +113,8 @@ USAGE = {
     "flag": (["--experiment=style", "--wrokdir=x"], "did you mean 'workdir'?"),
     "bare": (["--experiment=style", "--size=3"], "config.FIELD"),
     "nan": (["--experiment=style", "--config.beta=nan"], "beta=nan should be"),
+    "beyond 64 bits": (["--experiment=style", f"--config.seed={10**30}"], "seed"),
+    "beyond all": (["--experiment=style", f"--config.seed={'9' * 5000}"], "seed"),
 }
 
 # Refused by what the arguments name.
@@ -86,9 +130,13 @@ NAMED = {
 
 
 def snapshot(folder):
-    """All files below a folder, with what is in them."""
+    """All files below a folder, with their contents."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def record(workdir):
+    return json.loads((workdir / "run.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +144,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     (folder / "show.py").write_text(SHOW)
     (folder / "mine.py").write_text(MINE)
+    (folder / "stopped.py").write_text(STOPPED)
     (folder / "text.jpg").write_text("not a picture")
     Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "photo.jpg")
     whole = (folder / "photo.jpg").read_bytes()
@@ -103,17 +152,33 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def refusals(folder):
-    """The outcome of each wrong command, a few at a time as each mostly imports."""
-    commands = {("usage", case): USAGE[case][0] for case in USAGE}
-    for case, (argument, _) in NAMED.items():
-        workdir = f"--workdir={folder / 'runs' / case}"
-        small = ["--experiment=style", workdir, *SMALL]
-        commands["named", case] = [*small, argument.format(folder)]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        outcomes = pool.map(lambda command: launch(*command), commands.values())
-        return dict(zip(commands, outcomes))
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Does what `launch` does, in this process."""
+    monkeypatch.setattr(devices, "connect", lambda: None)
+    monkeypatch.setattr(cache, "keep_compiled", lambda: None)
+    loggers = [logging.getLogger(name) for name in (None, "nstvis", "absl")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
+        status = launcher.main(sys.argv)
+        said = capfd.readouterr()
+        return types.SimpleNamespace(
+            returncode=status, stdout=said.out, stderr=said.err
+        )
+
+    yield call
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def mine(call, folder, tmp_path):
+    """Calls an experiment of a file elsewhere, in the workdir `run`."""
+    files = f"--experiment={folder / 'mine.py'}", f"--workdir={tmp_path / 'run'}"
+    return lambda *arguments: call(*files, *arguments)
 
 
 def assert_refused(done, hint):
@@ -124,21 +189,41 @@ def assert_refused(done, hint):
     assert hint in line
 
 
+def named_command(folder, case):
+    workdir = f"--workdir={folder / 'runs' / case}"
+    argument = NAMED[case][0].format(folder)
+    return ["--experiment=style", workdir, *SMALL, argument]
+
+
 @pytest.mark.parametrize("case", USAGE)
-def test_a_wrong_command_gets_one_line(case, refusals):
-    assert_refused(refusals["usage", case], USAGE[case][1])
+def test_a_wrong_command_gets_one_line(case, call):
+    command, hint = USAGE[case]
+    assert_refused(call(*command), hint)
 
 
 @pytest.mark.parametrize("case", NAMED)
-def test_what_cannot_be_used_gets_one_line(case, refusals):
-    assert_refused(refusals["named", case], NAMED[case][1])
+def test_what_cannot_be_used_gets_one_line(case, call, folder):
+    assert_refused(call(*named_command(folder, case)), NAMED[case][1])
 
 
-def test_help_lists_every_experiment():
-    asked, bare = launch("--help"), launch()
+@pytest.mark.slow
+def test_a_process_says_the_same(call, folder):
+    """As a user sees it: with all that is imported and printed on the way."""
+    commands = [["--help"], [], USAGE["field"][0], named_command(folder, "weights")]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda command: launch(*command), commands))
+    for command, outcome in zip(commands, outcomes):
+        here = call(*command)
+        assert outcome.returncode == here.returncode
+        assert (outcome.stdout, outcome.stderr) == (here.stdout, here.stderr)
+
+
+def test_help_lists_every_experiment(call):
+    asked, bare = call("--help"), call()
     assert asked.returncode == 0
     assert bare.returncode == 2
     assert asked.stdout == bare.stdout
+    assert asked.stdout.startswith("python launch.py --experiment=NAME ")
     for name in NAMES:
         summary = registry.summary(EXPERIMENTS / f"{name}.py")
         assert len(summary) > 10
@@ -148,8 +233,8 @@ def test_help_lists_every_experiment():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_lists_all_fields_with_defaults_and_comments(name):
-    done = launch(f"--experiment={name}", "--help")
+def test_help_lists_all_fields_with_defaults_bounds_and_comments(name, call):
+    done = call(f"--experiment={name}", "--help")
     assert done.returncode == 0, done.stderr
     experiment = registry.find("experiment", name, EXPERIMENTS)
     assert experiment.__doc__.splitlines()[0] in done.stdout
@@ -157,22 +242,26 @@ def test_help_lists_all_fields_with_defaults_and_comments(name):
     for field in dataclasses.fields(experiment.Config):
         start = f"--config.{field.name}={field.default} "
         (place,) = [i for i, line in enumerate(lines) if line.strip().startswith(start)]
+        if bounds := field.metadata.get("bounds"):
+            assert lines[place].endswith(f", {bounds})")
         assert re.search(r"\w{3}", lines[place + 1]), f"{field.name} has no comment"
         assert "--config" not in lines[place + 1]
     if name == "style":  # a comment of its own, and one that it inherits
         assert "Content picture: a path, or demo." in done.stdout
-        assert "Seed of all randomness." in done.stdout
+        assert "\n      Seed of all " in done.stdout
+        assert "--config.frame_every=125  (int, at least 1" in done.stdout
 
 
-def test_fields_override_presets_and_presets_override_defaults(folder, tmp_path):
+def test_fields_override_presets_and_presets_override_defaults(call, folder, tmp_path):
     presets = registry.find("experiment", "style", EXPERIMENTS).PRESETS
     show = f"--experiment={folder / 'show.py'}"
     overrides = ["--config.model=alexnet_small", "--config.steps=7"]
     overrides += ["--config.alpha=2.5", "--config.content=my photo.jpg"]
     assert presets
     for name, preset in presets.items():
-        workdir = f"--workdir={tmp_path / name}"
-        done = launch(show, workdir, f"--config={name}", *overrides)
+        done = call(
+            show, f"--workdir={tmp_path / name}", f"--config={name}", *overrides
+        )
         assert done.returncode == 0, done.stderr
         expected = dataclasses.asdict(preset) | {
             "model": "alexnet_small",
@@ -181,14 +270,15 @@ def test_fields_override_presets_and_presets_override_defaults(folder, tmp_path)
             "content": "my photo.jpg",
         }
         assert json.loads(done.stdout) == expected
-        assert json.loads((tmp_path / name / "run.json").read_text())["config"] == (
-            expected
-        )
+        assert record(tmp_path / name)["config"] == expected
 
 
-def test_a_file_elsewhere_is_an_experiment_and_runs_get_dated_folders(folder, tmp_path):
+def test_a_file_elsewhere_is_an_experiment_and_runs_get_dated_folders(
+    call, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     command = [f"--experiment={folder / 'mine.py'}", "--config.times=3"]
-    first, second = (launch(*command, cwd=tmp_path) for _ in range(2))
+    first, second = (call(*command) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     workdirs = sorted((tmp_path / "runs").iterdir())
@@ -196,66 +286,154 @@ def test_a_file_elsewhere_is_an_experiment_and_runs_get_dated_folders(folder, tm
     for workdir in workdirs:
         assert re.match(r"mine-\d{4}-\d\d-\d\d-\d{6}", workdir.name)
         assert (workdir / "said.txt").read_text() == "hello" * 3
-        (start,) = json.loads((workdir / "run.json").read_text())["starts"]
+        (start,) = record(workdir)["starts"]
         assert start["command"][1:] == command
 
 
-def test_help_of_a_file_elsewhere(folder):
-    done = launch(f"--experiment={folder / 'mine.py'}", "--help")
+def test_help_names_the_command_that_was_used(call, capfd):
+    for name, command in (("launch.py", "python launch.py"), ("", "python -m nstvis")):
+        program = str(ROOT / (name or "nstvis/__main__.py"))
+        launcher.main([program, "--experiment=style", "--help"])
+        assert f"    {command} --experiment=style\n" in capfd.readouterr().out
+        launcher.main([program, "--help"])
+        assert capfd.readouterr().out.startswith(f"{command} --experiment=NAME ")
+
+
+def test_help_of_a_file_elsewhere(call, folder):
+    done = call(f"--experiment={folder / 'mine.py'}", "--help")
     assert done.returncode == 0
     assert "An experiment of my own." in done.stdout
     assert re.search(r"--config.times=1 .*\n +How many times\.", done.stdout)
 
 
-def test_another_config_is_refused_and_nothing_changes(folder, tmp_path):
-    command = [f"--experiment={folder / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
-    assert launch(*command).returncode == 0
+def test_another_config_is_refused_and_nothing_changes(mine, tmp_path):
+    assert mine().returncode == 0
     before = snapshot(tmp_path / "run")
-    done = launch(*command, "--config.times=5")
+    done = mine("--config.times=5")
     assert_refused(done, "times was 1, is 5")
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_folder_that_is_no_run_is_refused_and_untouched(folder, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    mine = f"--experiment={folder / 'mine.py'}"
-    assert_refused(launch(mine, f"--workdir={tmp_path}"), str(tmp_path))
-    assert snapshot(tmp_path) == {pathlib.Path("thesis.tex"): b"years of work"}
+def test_a_folder_that_is_no_run_is_refused_and_untouched(mine, tmp_path):
+    foreign = tmp_path / "run"
+    foreign.mkdir()
+    for name in ("thesis.tex", "error.txt"):
+        (foreign / name).write_text("years of work")
+        assert_refused(mine(), str(foreign))
+        assert snapshot(foreign) == {pathlib.Path(name): b"years of work"}
+        (foreign / name).unlink()
 
 
-def test_the_traceback_of_an_error_is_kept_in_the_workdir(folder, tmp_path):
-    mine, workdir = f"--experiment={folder / 'mine.py'}", tmp_path / "run"
-    command = [mine, f"--workdir={workdir}", "--config.times=-1"]
-    assert_refused(launch(*command), "times should not be negative")
+def test_the_traceback_of_an_error_is_kept_in_the_workdir(mine, tmp_path):
+    workdir = tmp_path / "run"
+    assert_refused(mine("--config.times=-1"), "times should not be negative")
     kept = (workdir / "error.txt").read_text()
     assert "Traceback" in kept
     assert "mine.py" in kept
     # Nor does it take a second error to lose the first one's line.
     (workdir / "error.txt").unlink()
     (workdir / "error.txt").mkdir()
-    assert_refused(launch(*command), "times should not be negative")
+    assert_refused(mine("--config.times=-1"), "times should not be negative")
+    # The next start, which works, removes it.
+    (workdir / "error.txt").rmdir()
+    (workdir / "error.txt").touch()
+    assert mine("--config.times=1").returncode == 0
+    assert not (workdir / "error.txt").exists()
 
 
-def test_a_damaged_run_json_is_named(folder, tmp_path):
-    (tmp_path / "run.json").write_text('{"experiment": "st')
-    done = launch(f"--experiment={folder / 'mine.py'}", f"--workdir={tmp_path}")
-    assert_refused(done, "run.json")
-    assert (tmp_path / "run.json").read_text() == '{"experiment": "st'
+def test_a_damaged_run_json_is_named(mine, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text('{"experiment": "st')
+    assert_refused(mine(), "run.json")
+    assert (tmp_path / "run/run.json").read_text() == '{"experiment": "st'
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path):
+def test_a_finished_run_says_what_it_left_and_is_not_repeated(mine, tmp_path):
     workdir = tmp_path / "run"
-    command = ["--experiment=style", f"--workdir={workdir}", *SMALL]
-    first = launch(*command)
+    first = mine()
     assert first.returncode == 0, first.stderr
-    before, written = snapshot(workdir), (workdir / "G.png").stat().st_mtime_ns
-    second = launch(*command)
+    results = [str(workdir / "said.txt"), str(workdir / "log.txt")]
+    assert first.stderr.splitlines() == results
+    assert record(workdir)["results"] == ["said.txt", "log.txt"]
+    before, written = snapshot(workdir), (workdir / "said.txt").stat().st_mtime_ns
+    second = mine()
     assert second.returncode == 0, second.stderr
-    assert "finished already" in second.stdout + second.stderr
-    assert (workdir / "G.png").stat().st_mtime_ns == written
+    said = second.stdout + second.stderr
+    assert said.splitlines() == [f"finished already: {results[0]}", results[1]]
+    assert (workdir / "said.txt").stat().st_mtime_ns == written
     after = snapshot(workdir)
     changed = {str(path) for path in before | after if before[path] != after[path]}
     assert changed <= {"run.json"}
+    assert len(record(workdir)["starts"]) == 2
+
+
+def test_a_run_of_which_a_result_is_missing_is_run_again(mine, tmp_path):
+    workdir = tmp_path / "run"
+    assert mine().returncode == 0
+    (workdir / "said.txt").unlink()
+    again = mine()
+    assert again.returncode == 0
+    assert "finished already" not in again.stderr
+    assert (workdir / "said.txt").read_text() == "hello"
+    assert (workdir / "log.txt").read_text() == "ran\nran\n"
+    assert record(workdir)["results"] == ["said.txt", "log.txt"]
+
+
+@pytest.mark.parametrize(
+    ("signum", "times", "status", "said"),
+    [
+        (signal.SIGINT, 1, 130, "stopped by SIGINT"),
+        (signal.SIGTERM, 1, 143, "stopped by SIGTERM"),
+        (signal.SIGINT, 2, 130, "interrupted"),  # at once: a KeyboardInterrupt
+    ],
+)
+def test_an_interrupted_run_says_how_to_resume(
+    signum, times, status, said, call, folder, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = [f"--experiment={folder / 'stopped.py'}", f"--workdir={workdir}"]
+    command += [f"--config.signum={signum.value}", f"--config.times={times}"]
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    done = call(*command)
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-2:] == [said, f"rerun with --workdir={workdir} to resume"]
+    assert "results" not in record(workdir)
+    assert (workdir / "count.txt").read_text() == ("3" if times == 1 else "2")
+    assert not (workdir / "error.txt").exists()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    if times == 1:
+        again = call(*command)
+        assert again.returncode == 0
+        assert "resuming after step 3 of 5" in again.stderr
+        assert (workdir / "count.txt").read_text() == "5"
+
+
+def test_interrupted_before_it_has_a_workdir_there_is_nothing_to_resume(
+    mine, monkeypatch, tmp_path
+):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(devices, "connect", interrupt)
+    done = mine()
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_shows_its_traceback(call, tmp_path):
+    (tmp_path / "buggy.py").write_text(
+        f"{MINE.partition('def run')[0]}def run(config, workdir):\n    config.no_such\n"
+    )
+    with pytest.raises(AttributeError, match="no_such"):
+        call(f"--experiment={tmp_path / 'buggy.py'}", f"--workdir={tmp_path / 'run'}")
+
+
+def test_only_the_lead_records_results(mine, monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "is_lead", lambda: False)
+    assert mine().stderr == ""
+    assert not (tmp_path / "run/run.json").exists()
 
 
 def test_the_launcher_stays_small():

@@ -1,4 +1,4 @@
-"""What is shipped: trained weights and two demo pictures.
+"""Shipped files: trained weights and two demo pictures.
 
 `demo_content.jpg` and `demo_style.jpg` are drawn by `make_demo.py` in this folder.
 """

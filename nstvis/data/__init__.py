@@ -1,11 +1,16 @@
-"""Data sets. A data set is a sequence of encoded images, each with an id and a label.
+"""Data sets: sequences of encoded images, each with an id and a label.
 
-`load("tiny_imagenet", "train")` finds one by name: `NAME` or `NAME:ARGUMENT`, where
-NAME is a file beside this one (or anywhere: its path is a name too) with
+The id of an example names its image permanently, however a split is sliced, and leads
+back to it: `source[source.index(id)].id == id`. In a folder it is the path relative to
+the split's folder (`dogs/rex.jpg`); in all other data sets it is the whole split and the
+position there (`train/000017`). Scans, tables and atlases refer to images by their ids.
 
-    def load(argument, split, data_dir) -> Source
+`load("tiny_imagenet", "train")` opens a data set by name: `NAME` or `NAME:ARGUMENT`,
+where NAME is a file beside this one, or the path of any file like those, with
 
-Everything else in this project reads data sets through `Source` alone.
+    def load(argument: str, split: str, data_dir: str) -> Source
+
+The rest of this project reads data sets through `Source` alone.
 """
 
 import dataclasses
@@ -21,20 +26,26 @@ FOLDER = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image of a data set, as its file holds it."""
+    """One image of a data set, encoded.
 
-    # Names the image for good: `Source.index(id)` finds it again.
+    Attributes:
+        id: Names the image permanently; see above.
+        label: Index of its class in `Source.classes`; -1 if it has none.
+        encoded: The bytes of a JPEG, PNG, WebP, TIFF or GIF file, perhaps damaged.
+    """
+
     id: str
-    # Position of its class in `Source.classes`; -1 if it has none.
     label: int
-    # The bytes of a JPEG, PNG, WebP, TIFF or GIF file, which may be damaged.
     encoded: bytes
 
 
 class Source(Protocol):
-    """A data set that can be read in any order, and from other processes (pickled)."""
+    """A split of a data set, with random access; it can be pickled.
 
-    # Names of the classes, by label; empty if there are none.
+    Attributes:
+        classes: Names of the classes, by label; empty if there are none.
+    """
+
     classes: Sequence[str]
 
     def __len__(self) -> int: ...
@@ -42,31 +53,31 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def index(self, id: str) -> int:
-        """Finds an example by its id.
+        """Returns the index of the example with an id.
 
         Raises:
-            ValueError: There is none of that id.
+            ValueError: There is none.
         """
         ...
 
 
 def names() -> list[str]:
-    """The data sets that `load` knows by name."""
+    """Returns the data sets that `load` knows by name."""
     return registry.names(FOLDER)
 
 
 def load(dataset: str, split: str, data_dir: str = "") -> Source:
-    """Opens a data set, which is downloaded or generated on first use.
+    """Opens a data set; the first time, it is downloaded or generated.
 
     Args:
         dataset: `tfds:NAME[/CONFIG]` (TensorFlow Datasets), `folder:PATH`,
             `tiny_imagenet`, `primitives`, or `FILE.py[:ARGUMENT]`, a file like those
             beside this one.
-        split: `train`, `validation`, or what else the data set has.
-        data_dir: Where its files are; the data set's own default if empty.
+        split: `train`, `validation`, or another split of the data set.
+        data_dir: The folder of its files; the data set's own default if empty.
 
     Raises:
-        ValueError: No such data set or split, or nothing in it.
+        ValueError: There is no such data set or split, or it is empty.
         OSError: A file or folder does not exist, or a download failed.
     """
     name, _, argument = dataset.partition(":")

@@ -1,4 +1,4 @@
-"""Drawn faces, of which it is known where the eyes, the nose and the mouth are."""
+"""Drawn faces, with the boxes of their eyes, nose and mouth."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 from nstvis.data._geometry import SAMPLES, frame, tiles
 
-# What is painted in the light colour, and what in the ink on top of it.
+# Masks of what is painted in the light colour, and of the ink on top of it.
 Part = tuple[np.ndarray, np.ndarray]
 
 CHOICES = {
@@ -23,9 +23,9 @@ CHOICES = {
 def face(rng: Generator) -> tuple[list[np.ndarray], dict[str, Any]]:
     """A head with two eyes, a nose and a mouth, perhaps with brows, ears and hair.
 
-    Its parameter `boxes` is where its parts are: top, left, bottom and right of all
-    pixels that they touch, the last two exclusive. The left eye is the one on the left
-    of the picture. No two boxes overlap.
+    Its parameter `boxes` has the box of each part: top, left, bottom and right of all
+    pixels that it touches, the last two exclusive. The left eye is the one on the left
+    of the image. No two boxes overlap.
     """
     along, left, at = frame(rng, (-9, 9), reach=4)
     height, stroke = rng.uniform(19, 26), rng.uniform(1.5, 2.6)
@@ -47,13 +47,13 @@ def face(rng: Generator) -> tuple[list[np.ndarray], dict[str, Any]]:
 
 
 def painted(parts: Mapping[str, Part]) -> Part:
-    """All parts together."""
+    """Returns the union of all parts."""
     light, ink = zip(*parts.values())
     return np.maximum.reduce(light), np.maximum.reduce(ink)
 
 
 def box(part: Part) -> list[int]:
-    """Top, left, bottom, right of the pixels that a part touches."""
+    """Returns top, left, bottom and right of the pixels that a part touches."""
     touched = part[0] | part[1]
     rows, columns = (np.flatnonzero(touched.any(axis)) // SAMPLES for axis in (1, 0))
     return [int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1]
@@ -62,7 +62,7 @@ def box(part: Part) -> list[int]:
 def _depth(
     x: np.ndarray, y: np.ndarray, width: float, height: float, rng: Generator
 ) -> np.ndarray:
-    """How far points are outside of the head and its ears, in about pixels."""
+    """Returns signed distances from the outline of head and ears, in about pixels."""
     power, taper = rng.choice([2.0, 2.0, 2.5, 4.0]), rng.uniform(-0.02, 0.22)
     across = abs(x) / width / (1 + taper * y / height)
     level = (across**power + abs(y / height) ** power) ** (1 / power)
@@ -119,7 +119,7 @@ def _parts(
     stroke: float,
     rng: Generator,
 ) -> dict[str, Part]:
-    """The parts whose boxes are known."""
+    """Draws eyes, nose and mouth."""
     eye, apart = rng.uniform(0.15, 0.21) * width, rng.uniform(0.43, 0.48) * width
     level, look = rng.uniform(0.19, 0.26) * height, rng.uniform(-0.35, 0.35)
     nose, mouth = rng.uniform(0.12, 0.17) * height, rng.uniform(0.28, 0.5) * width
@@ -190,7 +190,7 @@ def _brows(
     stroke: float,
     rng: Generator,
 ) -> np.ndarray:
-    """Above the eyes; they rise outwards or inwards, with the mood."""
+    """Draws brows above the eyes, which rise outwards or inwards."""
     x = abs(x) - 0.42 * width
     y = y - rng.uniform(0.48, 0.54) * height - rng.uniform(-0.3, 0.3) * x
     return _bow(x, y, 0.24 * width, rng.uniform(0, 0.08) * height, stroke)
@@ -199,6 +199,6 @@ def _brows(
 def _bow(
     x: np.ndarray, y: np.ndarray, reach: float, rise: float, stroke: float
 ) -> np.ndarray:
-    """A bow; its middle is `rise` higher than its ends."""
+    """Draws a bow whose middle is `rise` higher than its ends."""
     middle = rise * (0.5 - (x / reach) ** 2)
     return (abs(y - middle) < stroke / 2) & (abs(x) < reach)

@@ -1,4 +1,4 @@
-"""The sheet of samples that shapes are drawn on, and what is drawn on it with."""
+"""Coordinates, waves, polygons and noise on the grid of samples of a drawn image."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.Image import Resampling
 
-# Pixels across a picture, samples across a pixel, samples across a picture.
+# Pixels across an image, samples across a pixel, samples across an image.
 SIZE, SAMPLES = 64, 3
 FINE = SIZE * SAMPLES
 
@@ -21,17 +21,17 @@ def frame(
     reach: float = 8,
     center: tuple[float, float] = (SIZE / 2, SIZE / 2),
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Coordinates along a random direction and to its left, around a random point.
+    """Returns coordinates along a random direction and to its left, and their origin.
 
     Args:
-        rng: Where the randomness comes from.
+        rng: Source of all randomness.
         angles: Lowest and highest direction, in degrees counter-clockwise.
-        reach: How far the point may be from `center` in x and in y, in pixels.
+        reach: Greatest distance of the origin from `center` in x and in y, in pixels.
         center: x to the right and y down, in pixels from the top left corner.
 
     Returns:
-        Pixels [FINE, FINE] from the point along the direction, the same to the left of
-        it, and the `angle` and the point's `x` and `y`.
+        Distances from the origin in pixels, [FINE, FINE], along the direction and to
+        its left; and a dictionary of the `angle` and the origin's `x` and `y`.
     """
     angle = rng.uniform(*angles)
     x, y = (middle + rng.uniform(-reach, reach) for middle in center)
@@ -42,29 +42,29 @@ def frame(
 
 
 def polar(along: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from the point of a frame, and the direction in radians."""
+    """Returns polar coordinates: distance from the origin, and direction in radians."""
     return np.hypot(along, left), np.arctan2(left, along)
 
 
 def wave(phase: np.ndarray, sharpness: float) -> np.ndarray:
-    """A wave of 0..1 and period 1: a sine (`sharpness` 0.5) to a square (large)."""
+    """Returns a wave of 0..1 and period 1: a sine (`sharpness` 0.5) to a square."""
     return np.clip(np.sin(2 * math.pi * phase) * sharpness + 0.5, 0, 1)
 
 
 def tiles(value: np.ndarray, size: float) -> np.ndarray:
-    """Distance, with its sign, from the middle of the nearest tile of a row."""
+    """Returns the signed distance from the centre of the nearest tile in a row."""
     return value - size * np.rint(value / size)
 
 
 def polygon(
     angles: np.ndarray, radii: np.ndarray | float, at: dict[str, float]
 ) -> np.ndarray:
-    """A filled polygon, [FINE, FINE] of booleans.
+    """Returns a filled polygon, [FINE, FINE] of booleans.
 
     Args:
         angles: Directions of its corners, in degrees from `at["angle"]`.
-        radii: Their distances from the point `at["x"]`, `at["y"]`, in pixels.
-        at: What `frame` returned.
+        radii: Their distances from the origin, `at["x"]`, `at["y"]`, in pixels.
+        at: The dictionary that `frame` returns.
     """
     turned = np.deg2rad(angles + at["angle"])
     x, y = at["x"] + radii * np.cos(turned), at["y"] - radii * np.sin(turned)
@@ -75,7 +75,7 @@ def polygon(
 
 
 def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Noise of mean 0 and about -1..1, with `cells` bumps across the picture."""
+    """Returns noise of mean 0 and about -1..1, with `cells` bumps across the image."""
     values = rng.uniform(-1, 1, (cells + 3, cells + 3)).astype(np.float32)
     box = 1.5, 1.5, cells + 1.5, cells + 1.5
     image = Image.fromarray(values).resize((FINE, FINE), Resampling.BICUBIC, box)
@@ -83,6 +83,6 @@ def smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def reduced(samples: np.ndarray) -> np.ndarray:
-    """Means [SIZE, SIZE] of the samples of each pixel."""
+    """Returns the mean of the samples of each pixel, [SIZE, SIZE]."""
     blocks = samples.reshape(SIZE, SAMPLES, SIZE, SAMPLES)
     return blocks.mean((1, 3), dtype=np.float32)

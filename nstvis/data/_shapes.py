@@ -1,10 +1,10 @@
-"""What units of a ConvNet look for, as shapes: one short function for every kind.
+"""The kinds of drawn images, each a short function that draws a random shape.
 
-A shape is a list of masks, the lowest first, and the parameters that it was drawn with.
-Masks are arrays [FINE, FINE] of samples, 0 (clear) to 1 (painted). Parameters are in
-pixels, x to the right and y down from the top left corner, and in degrees,
-counter-clockwise. An `angle` is the direction in which lines run. New kinds come last: the
-pictures of those before them stay what they are.
+A shape is a list of masks, from bottom to top, and the parameters it was drawn with.
+Masks are arrays [FINE, FINE] of samples, 0 (clear) to 1 (painted). Lengths are in
+pixels, x to the right and y down from the top left corner; angles are in degrees,
+counter-clockwise. An `angle` is the direction in which lines run. Add new kinds at the
+end, so that the images of the others do not change.
 """
 
 import math
@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[Generator], Shape]] = {}
 
 
 def kind(function: Callable[[Generator], Shape]) -> Callable[[Generator], Shape]:
-    """Lists a function in `KINDS`, by its name."""
+    """Adds a function to `KINDS` by its name."""
     KINDS[function.__name__.replace("_", " ")] = function
     return function
 
@@ -82,7 +82,7 @@ def blobs(rng: Generator) -> Shape:
 
 @kind
 def bar(rng: Generator) -> Shape:
-    """One line."""
+    """A straight bar."""
     along, left, at = frame(rng, (0, 180))
     width, length = rng.uniform(2, 9), rng.uniform(30, 90)
     mask = (abs(left) < width / 2) & (abs(along) < length / 2)
@@ -91,7 +91,7 @@ def bar(rng: Generator) -> Shape:
 
 @kind
 def cross(rng: Generator) -> Shape:
-    """Two bars across one another."""
+    """Two bars that cross."""
     along, left, at = frame(rng, (0, 90))
     width, length = rng.uniform(4, 11), rng.uniform(30, 54)
     near, far = np.minimum(abs(along), abs(left)), np.maximum(abs(along), abs(left))
@@ -110,7 +110,7 @@ def grating(rng: Generator) -> Shape:
 
 @kind
 def fine_lines(rng: Generator) -> Shape:
-    """Many thin lines, upright or nearly so."""
+    """Many thin lines, vertical or nearly so."""
     _, left, at = frame(rng, (82, 98))
     period, sharpness = rng.uniform(2.8, 5), rng.choice([0.5, 8.0])
     mask = wave(left / period, sharpness)
@@ -119,7 +119,7 @@ def fine_lines(rng: Generator) -> Shape:
 
 @kind
 def plaid(rng: Generator) -> Shape:
-    """Two sets of translucent stripes across one another."""
+    """Two sets of translucent stripes that cross."""
     along, left, at = frame(rng, (0, 90))
     periods, share = rng.uniform(8, 18, 2).tolist(), rng.uniform(0.25, 0.5)
     stripes = zip((along, left), periods)
@@ -150,7 +150,7 @@ def honeycomb(rng: Generator) -> Shape:
     along, left, at = frame(rng, (0, 60))
     spacing, wall = rng.uniform(8, 17), rng.uniform(1, 2.5)
     height = spacing * math.sqrt(3)
-    depths = []  # Of a point in the hexagons of the even rows, and of the odd ones.
+    depths = []  # within the hexagons of even rows, and of odd rows
     for shift in (0, 0.5):
         x = abs(tiles(along - shift * spacing, spacing))
         y = abs(tiles(left - shift * height, height))
@@ -173,18 +173,18 @@ def dots(rng: Generator) -> Shape:
 
 @kind
 def circle_left(rng: Generator) -> Shape:
-    """A round thing on the left."""
+    """A disc or a ring on the left."""
     return circle(rng, 18)
 
 
 @kind
 def circle_right(rng: Generator) -> Shape:
-    """A round thing on the right."""
+    """A disc or a ring on the right."""
     return circle(rng, 46)
 
 
 def circle(rng: Generator, x: float) -> Shape:
-    """A disc or a ring."""
+    """A disc or a ring around a point near x."""
     along, left, at = frame(rng, reach=6, center=(x, 32))
     radius, hole = rng.uniform(8, 15), rng.choice([0.0, 0.0, 0.6])
     distance = np.hypot(along, left)
@@ -203,7 +203,7 @@ def rings(rng: Generator) -> Shape:
 
 @kind
 def spiral(rng: Generator) -> Shape:
-    """One to three arms, winding out either way."""
+    """One to three arms, winding outwards in either direction."""
     along, left, at = frame(rng)
     distance, direction = polar(along, left)
     period, arms = rng.uniform(8, 18), int(rng.integers(1, 4))
@@ -290,7 +290,7 @@ def waves(rng: Generator) -> Shape:
 
 @kind
 def noise(rng: Generator) -> Shape:
-    """Clouds to sand."""
+    """Fractal noise, coarse as clouds to fine as sand."""
     cells, roughness = int(rng.integers(3, 17)), rng.uniform(0.3, 0.8)
     octaves = [smooth_noise(rng, cells * 2**k) * roughness**k for k in range(3)]
     mask = np.clip(0.5 + 0.6 * sum(octaves), 0, 1)
@@ -299,7 +299,7 @@ def noise(rng: Generator) -> Shape:
 
 @kind
 def fur(rng: Generator) -> Shape:
-    """Many hairs that lie in about one direction, in three shades."""
+    """Many hairs in about one direction, in three shades."""
     angle, length, spread = rng.uniform(0, 360), rng.uniform(8, 18), rng.uniform(5, 20)
     masks = []
     for _ in range(3):
@@ -316,7 +316,7 @@ def fur(rng: Generator) -> Shape:
 
 @kind
 def eye(rng: Generator) -> Shape:
-    """Round things in one another, between two lids."""
+    """Iris and pupil between two lids."""
     along, left, at = frame(rng, (-25, 25))
     width, openness = rng.uniform(20, 29), rng.uniform(0.55, 1)
     distance = np.hypot(along, left)
@@ -341,12 +341,12 @@ def fence(rng: Generator) -> Shape:
 
 @kind
 def keyboard(rng: Generator) -> Shape:
-    """Rows of keys, each row shifted, each key with a smaller top."""
+    """Shifted rows of keys, each with a smaller top."""
     along, left, at = frame(rng, (-30, 30))
     spacing, gap = rng.uniform(8, 15), rng.uniform(1.2, 2.2)
     shift = rng.uniform(0.2, 0.5) * spacing * np.floor(left / spacing + 0.5)
     x, y = abs(tiles(along - shift, spacing)), abs(tiles(left, spacing))
-    # A rounder norm than the maximum rounds the corners.
+    # A norm below the maximum norm rounds the corners.
     distance = (x**6 + y**6) ** (1 / 6)
     keys, tops = distance < (spacing - gap) / 2, distance < spacing / 2 - 1.3 * gap
     return [keys, tops], at | {"spacing": spacing, "gap": gap}
@@ -354,13 +354,9 @@ def keyboard(rng: Generator) -> Shape:
 
 @kind
 def ripples(rng: Generator) -> Shape:
-    """Waves from two or three points, which fade and pass through one another."""
-    period, reach, drops, total = (
-        rng.uniform(5, 10),
-        rng.uniform(12, 24),
-        [],
-        np.float32(0),
-    )
+    """Fading waves from two or three points, superposed."""
+    period, reach = rng.uniform(5, 10), rng.uniform(12, 24)
+    drops, total = [], np.float32(0)
     for _ in range(rng.integers(2, 4)):
         along, left, at = frame(rng, reach=26)
         distance = np.hypot(along, left)

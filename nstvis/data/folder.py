@@ -1,8 +1,8 @@
-"""A folder of images, `folder:PATH`, here or in a bucket (`folder:gs://...`).
+"""A folder of images, `folder:PATH`, on a disk or in a bucket (`folder:gs://...`).
 
-Files ending in .jpg, .jpeg, .png, .webp, .gif, .tif or .tiff count, in any case and at
-any depth, unless they or their folders are hidden. The first folder below the split's
-folder is an image's class; images beside the classes' folders have none.
+Its images are all files, at any depth, that end in .jpg, .jpeg, .png, .webp, .gif, .tif
+or .tiff, in upper or lower case, unless they or a folder of theirs are hidden. The class
+of an image is the first folder of its path; images outside of all folders have none.
 """
 
 import bisect
@@ -22,10 +22,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff")
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The images of a folder, in the order of their ids."""
+    """The images of a folder, in the order of their ids.
+
+    Attributes:
+        folder: The folder of the split.
+        ids: Paths relative to it, sorted.
+        classes: Names of the folders in it that hold images, sorted.
+    """
 
     folder: str
-    # Paths relative to the folder, sorted.
     ids: Sequence[str]
     classes: Sequence[str]
 
@@ -39,7 +44,7 @@ class Files:
         return Example(id, label, (epath.Path(self.folder) / id).read_bytes())
 
     def index(self, id: str) -> int:
-        """Finds an image by its path relative to the folder."""
+        """Returns the index of the image with a path relative to the folder."""
         index = bisect.bisect_left(self.ids, id)
         if self.ids[index : index + 1] != (id,):
             raise ValueError(f"no image {id!r} in {self.folder}")
@@ -51,8 +56,8 @@ def load(argument: str, split: str, data_dir: str) -> Files:
 
     Args:
         argument: The folder's path.
-        split: The name of a subfolder; `train` is all of a folder that has no such.
-        data_dir: Where a relative path starts; the working folder if empty.
+        split: A subfolder. Of a folder without a subfolder `train`, `train` is all.
+        data_dir: The folder that a relative path starts from; if empty, the current.
 
     Raises:
         ValueError: There are no images, or no such subfolder.
@@ -64,8 +69,11 @@ def load(argument: str, split: str, data_dir: str) -> Files:
     folder = epath.Path(path).expanduser()
     try:
         missing = not folder.is_dir()
-    except ImportError as error:  # gcsfs, for one
-        raise ValueError(f"cannot read {folder}: {error}") from error
+    except ImportError as error:
+        reason = str(error)  # such as a file system that takes another package
+        if path.startswith("gs://"):
+            reason = 'gs:// takes gcsfs: pip install gcsfs (or "nstvis[gs]")'
+        raise ValueError(f"cannot read {folder}: {reason}") from error
     if missing:
         raise FileNotFoundError(f"no folder {folder}{_hint(folder)}")
     if (folder / split).is_dir():
@@ -80,19 +88,19 @@ def load(argument: str, split: str, data_dir: str) -> Files:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """Lists the files at any depth, relative to the folder."""
+    """Returns the paths of all files, at any depth, relative to the folder."""
     if "://" in str(folder):
-        # One request for a thousand files, where a walk takes one for every folder.
-        files, root = fsspec.url_to_fs(str(folder))
-        return [path.removeprefix(f"{root}/") for path in files.find(root)]
-    found, seen = [], {os.path.realpath(folder)}
+        # One request per thousand files, where a walk takes one per folder.
+        bucket, root = fsspec.url_to_fs(str(folder))
+        return [path.removeprefix(f"{root}/") for path in bucket.find(root)]
+    files, seen = [], {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
         # Links may lead in circles; each folder is visited once.
         folders[:] = [name for name in sorted(folders) if real[name] not in seen]
         seen.update(real.values())
-        found += [os.path.relpath(os.path.join(parent, n), folder) for n in names]
-    return [path.replace(os.sep, "/") for path in found]
+        files += [os.path.relpath(os.path.join(parent, n), folder) for n in names]
+    return [path.replace(os.sep, "/") for path in files]
 
 
 def _is_image(id: str) -> bool:
@@ -101,7 +109,7 @@ def _is_image(id: str) -> bool:
 
 
 def _hint(folder: epath.Path) -> str:
-    """Says what is wrong with a path that is no folder."""
+    """Returns what may be wrong with a path that is no folder."""
     if folder.exists():
         return ": it is a file; give the folder that it is in"
     siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()

@@ -1,8 +1,8 @@
-"""Drawn pictures of what units of a ConvNet look for: edges, textures, shapes, text, faces.
+"""Drawn images of what units of a ConvNet look for: edges, textures, shapes, faces.
 
 The kinds are those that Andrew Ng's lecture "What are deep ConvNets learning?" points
-out in Zeiler & Fergus 2013 (arXiv:1311.2901), and their like. Nothing is downloaded.
-`primitives` is always the same pictures, `primitives:1` to `primitives:9` are others.
+out in Zeiler & Fergus 2013 (arXiv:1311.2901), and similar ones. Nothing is downloaded.
+`primitives` is always the same images; `primitives:1` to `primitives:9` are others.
 """
 
 import colorsys
@@ -20,25 +20,25 @@ from nstvis.data._geometry import SIZE, reduced, smooth_noise
 from nstvis.data._shapes import KINDS
 from nstvis.runs import cache
 
-# Pictures of every kind.
+# Images of each kind.
 SPLITS = {"train": 200, "validation": 40}
 SEEDS = tuple("0123456789")
-# Least distance in RGB between the colours of a picture, before they are faded.
+# Least distance in RGB between the colours of an image, before contrast is reduced.
 APART = 140.0
 
 
 def draw(kind: str, rng: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
-    """Draws a picture with everything about it left to chance, but for its kind.
+    """Draws a random image of a kind.
 
     Args:
         kind: One of `KINDS`.
-        rng: Where the randomness comes from.
+        rng: Source of all randomness.
 
     Returns:
-        A picture of 64 x 64 pixels, and its JSON-able parameters: pixels, x to the
-        right and y down from the top left corner, and degrees counter-clockwise;
-        `colors` are the ground's and what is painted on it, the lowest first, and
-        `contrast` is how much (0..1) the latter differ from the ground.
+        An image of 64 x 64 pixels, and its JSON-able parameters. Lengths are in pixels,
+        x to the right and y down from the top left corner; angles are in degrees,
+        counter-clockwise. `colors` are those of the ground and of what is painted on
+        it, from bottom to top; `contrast` (0..1) scales their distance from the ground.
     """
     masks, parameters = KINDS[kind](rng)
     colors, contrast = _colors(len(masks) + 1, rng), rng.uniform(0.65, 1)
@@ -58,10 +58,9 @@ def draw(kind: str, rng: np.random.Generator) -> tuple[Image.Image, dict[str, An
 def example(
     seed: int, split: str, index: int
 ) -> tuple[str, Image.Image, dict[str, Any]]:
-    """Draws one picture of a split; it depends on nothing else.
+    """Draws one image of a split, which depends on the arguments alone.
 
-    All pictures of a kind follow one another, so that a kind which is added as the last
-    leaves those before it as they are.
+    Images are ordered by kind, so that a kind added at the end changes no earlier image.
 
     Returns:
         Its kind, and what `draw` returns.
@@ -76,7 +75,7 @@ class Primitives(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar = {"1.1.0": "Faces, the thirty-first kind."}
-    # Nothing is downloaded; else TFDS looks for checksums beside this file.
+    # Nothing is downloaded; without this, TFDS looks for checksums beside this file.
     url_infos: ClassVar = {}
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=seed) for seed in SEEDS]
 
@@ -108,22 +107,22 @@ class Primitives(tfds.core.GeneratorBasedBuilder):
 
 
 def load(argument: str, split: str, data_dir: str) -> prepared.Records:
-    """Opens a split, which is drawn on first use.
+    """Opens a split; the first time, it is drawn.
 
     Args:
         argument: A seed, 0 to 9; 0 if empty.
         split: `train` or `validation`, or a slice of one.
-        data_dir: TFDS's data folder; a part of the cache folder if empty.
+        data_dir: TFDS's data folder; a folder in the cache folder if empty.
 
     Raises:
-        ValueError: No such seed or split.
+        ValueError: There is no such seed or split.
     """
     folder = data_dir or str(cache.cache_folder() / "tfds")
     return prepared.load(f"primitives/{argument or 0}", split, folder)
 
 
 def _colors(count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random colours that differ well; one in six is a grey."""
+    """Returns random, well separated colours; one in six is grey."""
     colors: list[np.ndarray] = []
     while len(colors) < count:
         hue, saturation, value = rng.random(), rng.uniform(0.3, 1), rng.uniform(0.15, 1)
@@ -135,7 +134,7 @@ def _colors(count: int, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _unevenness(ground: str, rng: np.random.Generator) -> np.ndarray:
-    """What to add to a plain colour, [SIZE, SIZE] in about -25..25."""
+    """Returns an offset to a plain colour, [SIZE, SIZE] in about -25..25."""
     if ground == "plain":
         return np.zeros((SIZE, SIZE))
     if ground == "noise":

@@ -1,4 +1,4 @@
-"""Any image data set of TensorFlow Datasets, `tfds:NAME[/CONFIG]`, without TensorFlow.
+"""Image data sets of TensorFlow Datasets, `tfds:NAME[/CONFIG]`, without TensorFlow.
 
 https://www.tensorflow.org/datasets/catalog
 """
@@ -23,7 +23,7 @@ from nstvis.runs.registry import unknown
 
 logger = logging.getLogger(__name__)
 
-# The builders beside this file; importing one makes TFDS know it.
+# Builders of this package; importing one registers it with TFDS.
 OURS = ("primitives", "tiny_imagenet")
 
 _ELSEWHERE = (
@@ -34,16 +34,22 @@ _ELSEWHERE = (
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """A split of a prepared TFDS data set, which may be a slice or sum of splits."""
+    """A split of a prepared TFDS data set, perhaps a slice or a sum of splits.
+
+    Attributes:
+        split: Its name, such as `train[:100]+test`.
+        classes: Names of the classes, by label.
+        splits: TFDS's data sources of the whole splits, by name.
+        ranges: The (whole split, start, stop) that it consists of, in order.
+        image_key: The feature that holds the image.
+        label_key: The feature that holds the label; empty if there is none.
+    """
 
     split: str
     classes: Sequence[str]
-    # TFDS's data sources of the whole splits.
     splits: Mapping[str, Sequence[dict]]
-    # What it is made of: (whole split, first position, end), in order.
     ranges: Sequence[tuple[str, int, int]]
     image_key: str
-    # Empty if there are no labels.
     label_key: str
 
     def __len__(self) -> int:
@@ -53,11 +59,11 @@ class Records:
         split, position = self._place(range(len(self))[operator.index(index)])
         record = self.splits[split][position]
         label = int(record[self.label_key]) if self.label_key else -1
-        # The position in the whole split is the same in all slices.
+        # Named by its position in the whole split, which is the same in all slices.
         return Example(f"{split}/{position:06d}", label, record[self.image_key])
 
     def index(self, id: str) -> int:
-        """Finds an example by its id, such as `train/000017`."""
+        """Returns the index of the example with an id, such as `train/000017`."""
         split, _, digits = id.rpartition("/")
         position = int(digits) if digits.isdecimal() else -1
         offset = 0
@@ -68,7 +74,7 @@ class Records:
         raise ValueError(f"no example {id!r} in {self.split!r}: {self[0].id!r} is one")
 
     def _place(self, index: int) -> tuple[str, int]:
-        """Finds the whole split and the position there."""
+        """Returns the whole split and the position there of an index."""
         for split, start, stop in self.ranges:
             if index < stop - start:
                 return split, start + index
@@ -78,7 +84,7 @@ class Records:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what TFDS and its downloads log, but not their progress, from stderr."""
+    """Hides what TFDS and its downloads log, but not their progress bars."""
     retries, before = logging.getLogger("urllib3"), absl_logging.get_verbosity()
     level = retries.level
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -92,7 +98,7 @@ def quiet() -> Iterator[None]:
 
 @quiet()
 def load(argument: str, split: str, data_dir: str) -> Records:
-    """Opens a data set, which is downloaded and prepared on first use.
+    """Opens a data set; the first time, it is downloaded and prepared.
 
     Args:
         argument: `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION`.
@@ -100,7 +106,8 @@ def load(argument: str, split: str, data_dir: str) -> Records:
         data_dir: TFDS's data folder; ~/tensorflow_datasets if empty.
 
     Raises:
-        ValueError: No such data set, configuration or split, or it cannot be prepared.
+        ValueError: There is no such data set, configuration or split, or it cannot be
+            prepared.
         OSError: A download failed.
     """
     builder = _builder(argument, data_dir)
@@ -112,7 +119,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Downloads a data set and writes it as ArrayRecord files, once.
 
     Raises:
-        ValueError: It takes TensorFlow, or files that must be downloaded by hand.
+        ValueError: It needs TensorFlow, or files that must be downloaded by hand.
         OSError: A download failed.
     """
     problem = f"cannot prepare {builder.name}"
@@ -121,12 +128,12 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says the same
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the same there
             builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         raise ValueError(f"{problem} here ({_line(error)}): {_ELSEWHERE}") from error
     except OSError:
-        # Another process may have been first: it renames its folder when all is done.
+        # Another process may have finished first: TFDS renames the folder at the end.
         if not builder.data_path.exists():
             raise
     except Exception as error:
@@ -137,16 +144,16 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     """Opens a split of a prepared data set.
 
     Raises:
-        ValueError: No such split, or its examples are not one image each.
+        ValueError: There is no such split, or its examples are not one image each.
     """
-    # One that any process can unpickle, whatever file defines the builder.
+    # A builder that any process can unpickle, whatever file defines the data set.
     reader: Any = tfds.builder_from_directory(builder.data_path)
     features = reader.info.features
     images = _keys(features, tfds.features.Image)
     labels = _keys(features, tfds.features.ClassLabel)
     if len(images) != 1:
-        found = ", ".join(images) or "none"
-        raise ValueError(f"{builder.name} must have one image an example, not {found}")
+        keys = ", ".join(images) or "none"
+        raise ValueError(f"{builder.name} must have one image per example, not {keys}")
     label_key = labels[0] if len(labels) == 1 else ""
     ranges = _ranges(reader.info, split)
     decoders = {images[0]: tfds.decode.SkipDecoding()}
@@ -158,7 +165,7 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     except NotImplementedError as error:
         raise ValueError(
             f"the files in {builder.data_path} are not ArrayRecords, so they cannot be"
-            " read in any order: give another data_dir to prepare them anew"
+            " read in any order: give another data_dir to prepare them again"
         ) from error
     classes = tuple(features[label_key].names) if label_key else ()
     return Records(split, classes, splits, ranges, images[0], label_key)
@@ -178,7 +185,7 @@ def _builder(argument: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _refusal(argument: str, error: Exception) -> str:
-    """Says in one line why there is no such data set, which TFDS says in hundreds."""
+    """Returns one line that says why there is no such data set; TFDS's has hundreds."""
     name, _, config = argument.partition(":")[0].partition("/")
     known = tfds.list_builders(with_community_datasets=False)  # those take TensorFlow
     if name not in known:
@@ -193,12 +200,12 @@ def _refusal(argument: str, error: Exception) -> str:
 
 
 def _keys(features: Mapping[str, Any], kind: type) -> list[str]:
-    """Names the features of a kind, sorted, for TFDS gives them in any order."""
+    """Returns the features of a kind, sorted, as TFDS lists them in any order."""
     return sorted(name for name, value in features.items() if isinstance(value, kind))
 
 
 def _ranges(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, int, int]]:
-    """Says which examples of which whole splits a split or slice is made of."""
+    """Returns the ranges of whole splits that a split or slice consists of."""
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Tiny ImageNet: 200 classes, 64 x 64 pixels, from the official archive.
 
-Le & Yang 2015, http://cs231n.stanford.edu/reports/2015/pdfs/yle_project.pdf. The
-archive's own numbers of images and classes hold; its test split has no labels and is
-left out.
+Le & Yang 2015, http://cs231n.stanford.edu/reports/2015/pdfs/yle_project.pdf. Any archive
+of the same layout will do, with any number of images and classes. The test split, which
+has no labels, is left out.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     """The official archive, downloaded, or any archive of its layout."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Taken instead of a download.
+    # Read instead of a download.
     archive: epath.Path | None = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -45,7 +45,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # It retries for minutes where there is no network.
+        del dl_manager  # which retries for minutes if there is no network
         archive = self.archive or _downloaded()
         with _opened(archive) as files:
             wnids = files.read(_ROOT + "wnids.txt").decode().split()
@@ -67,18 +67,18 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 @quiet()
 def load(argument: str, split: str, data_dir: str) -> Records:
-    """Opens a split, which is downloaded if need be and prepared on first use.
+    """Opens a split; the first time, it is prepared, and downloaded if need be.
 
-    What is prepared is kept in the cache folder, apart for every archive.
+    Prepared data sets are kept in the cache folder, one per archive.
 
     Args:
         argument: Must be empty.
         split: `train` or `validation`, or a slice of one.
-        data_dir: A folder that holds `tiny-imagenet-200.zip`; downloaded if empty.
+        data_dir: The folder of `tiny-imagenet-200.zip`; if empty, it is downloaded.
 
     Raises:
-        ValueError: No such split, or the archive is damaged.
-        OSError: The archive is not there, or the download failed.
+        ValueError: There is no such split, or the archive is damaged.
+        OSError: The archive does not exist, or the download failed.
     """
     if argument:
         raise ValueError(f"tiny_imagenet takes no argument, not {argument!r}")
@@ -101,8 +101,8 @@ def _downloaded() -> epath.Path:
 def _sha256(archive: epath.Path) -> str:
     if not archive.exists():
         raise FileNotFoundError(
-            f"{archive}: no such file; put the archive from {URL} there, or give no"
-            " data_dir to download it"
+            f"{archive}: no such file; put the archive from {URL} there, or leave"
+            " data_dir empty to download it"
         )
     file: Any
     with archive.open("rb") as file:
@@ -110,14 +110,14 @@ def _sha256(archive: epath.Path) -> str:
 
 
 def _train(files: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
-    """Yields the training images with their classes."""
+    """Yields the names of the training images with their classes."""
     for name in files.namelist():
-        if found := re.fullmatch(rf"{_ROOT}train/(\w+)/images/[^/]+\.JPEG", name):
-            yield name, found[1]
+        if match := re.fullmatch(rf"{_ROOT}train/(\w+)/images/[^/]+\.JPEG", name):
+            yield name, match[1]
 
 
 def _validation(files: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
-    """Yields the validation images with their classes."""
+    """Yields the names of the validation images with their classes."""
     present = set(files.namelist())
     table = files.read(_ROOT + "val/val_annotations.txt").decode()
     for line in table.splitlines():

@@ -1,4 +1,4 @@
-"""A run's checkpoints: pytrees by step, from the newest of which it resumes."""
+"""Checkpoints of a run: pytrees by step; the run resumes from the newest."""
 
 import pathlib
 import time
@@ -14,9 +14,14 @@ class Checkpoints:
     """Pytrees by step in `checkpoints/`; each is written whole or not at all."""
 
     def __init__(self, workdir: pathlib.Path, every: float, keep: Sequence[int] = ()):
-        """Saves at most once in `every` seconds; keeps the newest two and some steps.
+        """Opens the checkpoints of a workdir.
 
-        Use it as a context manager: saving goes on in the background until the end.
+        Use it as a context manager: leaving it waits for saves in the background.
+
+        Args:
+            workdir: The run's folder.
+            every: Seconds after which the next checkpoint is `due`.
+            keep: Steps whose checkpoints stay, besides the newest two.
         """
         policies = ocp.training.preservation_policies
         self._folder = workdir / "checkpoints"
@@ -38,21 +43,21 @@ class Checkpoints:
         self._keeper.wait()
 
     def latest(self) -> int:
-        """The step of the newest checkpoint; 0 if there is none."""
+        """Returns the step of the newest checkpoint; 0 if there is none."""
         newest = self._keeper.latest
         return newest.step if newest else 0
 
     def due(self) -> bool:
-        """Whether it is time for the next one."""
+        """Whether the next checkpoint should be saved now."""
         return time.monotonic() - self._saved_at >= self._every
 
     def save(self, step: int, tree: Any, **parts: Any) -> None:
         """Saves a pytree of arrays, unless that step has been saved already.
 
         Args:
-            step: Counted from 1.
-            tree: Of arrays, which may be donated as soon as this returns.
-            **parts: What else Orbax can save, by name, such as a Grain iterator.
+            step: The step, counted from 1.
+            tree: Arrays, which may be donated as soon as this returns.
+            **parts: Other things that Orbax can save, such as a Grain iterator.
         """
         if step != self._newest:
             leaves = enumerate(jax.tree.leaves(tree))
@@ -63,39 +68,39 @@ class Checkpoints:
         self._saved_at, self._newest = time.monotonic(), step
 
     def restore(self, like: Any, **parts: Any) -> Any:
-        """Returns the newest one, as a tree like `like`; `like` itself if none.
+        """Returns the newest checkpoint as a tree like `like`; if none, `like` itself.
 
         Args:
             like: Arrays of the same shapes, on the devices where they should be.
-            **parts: What was saved with it and can load itself.
+            **parts: Objects that were saved with it, which load their own state.
 
         Raises:
-            ValueError: Its arrays are of other shapes.
+            ValueError: The checkpoint's arrays have other shapes.
         """
         if not self.latest():
             return like
         wanted = {"state": _abstract(like)} | parts
         if not _fits(path := self._folder / str(self.latest()), wanted["state"]):
             raise ValueError(
-                f"{path} does not fit: the run was begun on another number of devices,"
+                f"{path} does not fit: the run was started on another number of devices"
                 " or by another version; name another --workdir"
             )
-        found = self._keeper.load_checkpointables(None, wanted)
-        return _filled(like, found["state"])
+        loaded = self._keeper.load_checkpointables(None, wanted)
+        return _filled(like, loaded["state"])
 
 
 def kept_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of a run's checkpoints, in order, also while it goes on."""
+    """Returns the steps of a run's checkpoints, in order, even while it is running."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_checkpoint(workdir: pathlib.Path, step: int, like: Any) -> Any:
-    """Reads one checkpoint as `Checkpoints.restore` does, also while the run goes on.
+    """Reads one checkpoint as `Checkpoints.restore` does, even while the run continues.
 
     Raises:
-        ValueError: Its arrays are of other shapes.
-        FileNotFoundError: There is none of that step.
+        ValueError: The checkpoint's arrays have other shapes.
+        FileNotFoundError: There is no checkpoint of that step.
     """
     path = workdir / "checkpoints" / str(step)
     if not path.is_dir():
@@ -103,19 +108,19 @@ def read_checkpoint(workdir: pathlib.Path, step: int, like: Any) -> Any:
     wanted = _abstract(like)
     if not _fits(path, wanted):
         raise ValueError(f"{path} is of another network")
-    found = ocp.load_checkpointables(str(path.absolute()), {"state": wanted})
-    return _filled(like, found["state"])
+    loaded = ocp.load_checkpointables(str(path.absolute()), {"state": wanted})
+    return _filled(like, loaded["state"])
 
 
 def _fits(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
-    """Whether the arrays have the shapes; Orbax says so in many lines, some later."""
+    """Whether a checkpoint has these shapes; Orbax's own error takes many lines."""
     known = ocp.metadata(str(path.absolute()), "state").metadata
     shapes = [{k: x.shape for k, x in part.items()} for part in (known, wanted)]
     return shapes[0] == shapes[1]
 
 
 def _abstract(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What to ask Orbax for: the leaves by number, without the empty ones."""
+    """Returns what Orbax should load: the leaves by number, but for empty ones."""
     return {
         str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for i, leaf in enumerate(jax.tree.leaves(like))

@@ -1,13 +1,15 @@
-"""Settings: what an experiment's Config is made of, and the bounds of its fields.
+"""Settings: the bounds of a Config's fields, and the fields that experiments share.
 
     @dataclasses.dataclass(kw_only=True)
-    class Config(Network, Images):
+    class Config(Network, Dataset):
         # Length of a step.
-        learning_rate: float = bounded(0.1, above=0)
-        # What is optimised.
+        learning_rate: float = bounded(0.1, above=0, most=10)
+        # Parameters of the picture that is optimised.
         canvas: str = chosen("fourier", "pixels")
 
-The comment above a field is its help. `check` is called before any work.
+Fields are of type bool, int, float or str. The comment above a field is its help; a
+field that only changes an inherited default keeps the inherited comment. The launcher
+calls `check` before any work.
 """
 
 import dataclasses
@@ -17,12 +19,13 @@ from typing import Any
 
 from nstvis.runs.registry import unknown
 
-_WORD = 2**63
+# No integer of 64 bits is as large.
+_LIMIT = 2**63
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a field may be: a number in an interval, or one of some choices."""
+    """The values that a field accepts: numbers of an interval, or some choices."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -31,7 +34,7 @@ class Bounds:
     choices: Sequence[Any] = ()
 
     def allow(self, value: Any) -> bool:
-        """Whether a value is within the bounds."""
+        """Whether the field accepts a value."""
         if self.choices:
             return value in self.choices
         return self.least <= value <= self.most and self.above < value < self.below
@@ -45,8 +48,11 @@ class Bounds:
             "at most": self.most,
             "below": self.below,
         }
-        told = [f"{word} {x:g}" for word, x in limits.items() if math.isfinite(x)]
-        return " and ".join(told)
+        return " and ".join(
+            f"{words} {x:g}" if isinstance(x, float) else f"{words} {x}"
+            for words, x in limits.items()
+            if math.isfinite(x)
+        )
 
 
 def bounded(
@@ -57,29 +63,37 @@ def bounded(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> Any:
-    """A number's field; `least` and `most` are allowed, `above` and `below` are not."""
+    """Declares a field that holds a number of an interval.
+
+    Args:
+        default: The field's default.
+        least: Lowest value.
+        most: Highest value.
+        above: A limit that all values exceed.
+        below: A limit that no value reaches.
+    """
     bounds = Bounds(least=least, most=most, above=above, below=below)
     return dataclasses.field(default=default, metadata={"bounds": bounds})
 
 
 def chosen(default: Any, *others: Any) -> Any:
-    """A field that takes its default and some other values."""
+    """Declares a field that takes its default or one of some other values."""
     bounds = Bounds(choices=(default, *others))
     return dataclasses.field(default=default, metadata={"bounds": bounds})
 
 
 def check(config: Any) -> None:
-    """Checks each field of a config, then what its own method `check` checks, if any.
+    """Checks the fields of a config one by one, then calls its method `check`, if any.
 
     Raises:
         ValueError: A field is out of its bounds, not finite, or beyond 64 bits; or
-            fields do not fit together.
+            fields do not fit together, which is what the method checks.
     """
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value} should be a finite number")
-        if isinstance(value, int) and not -_WORD <= value < _WORD:
+        if isinstance(value, int) and not -_LIMIT <= value < _LIMIT:
             raise ValueError(f"{name}={value} should fit in 64 bits")
         bounds: Bounds | None = field.metadata.get("bounds")
         if bounds is None or bounds.allow(value):
@@ -92,7 +106,7 @@ def check(config: Any) -> None:
 
 
 def names(field: str, text: str) -> list[str]:
-    """Parses `conv1,conv5` to names; none if empty.
+    """Splits `conv1,conv5` into names; an empty text has none.
 
     Args:
         field: The field's name, for the error.
@@ -112,56 +126,56 @@ def names(field: str, text: str) -> list[str]:
 
 @dataclasses.dataclass(kw_only=True)
 class Network:
-    """Which network."""
+    """Fields of a run that uses a network."""
 
     # Network: a name, or the path of a file like those in nstvis/models/.
     model: str = "alexnet_small"
-    # Its weights: bundled, torchvision, random, or the path of a file.
+    # Weights: bundled, torchvision, random, or the path of a file.
     weights: str = "bundled"
 
 
 @dataclasses.dataclass(kw_only=True)
 class Dataset:
-    """Which images."""
+    """Fields of a run that reads a data set."""
 
     # Data set: primitives, tiny_imagenet, tfds:NAME, folder:PATH, or the path of a file
     # like those in nstvis/data/.
     dataset: str = "primitives"
-    # Its split, such as train, validation or train[:1000].
+    # Split, such as train, validation or train[:1000].
     split: str = "train"
-    # Folder of the data set's files; its own default if empty.
+    # Folder of the data set's files; the data set's own default if empty.
     data_dir: str = ""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Batches:
-    """How images reach the network."""
+    """Fields of a run that feeds images to a network."""
 
-    # Side of the images, of which the central square is taken, in pixels.
+    # Side of the network's images in pixels; the central square is resized to it.
     size: int = bounded(64, least=1, most=8192)
-    # Images in a batch.
+    # Images per batch.
     batch: int = bounded(128, least=1, most=65536)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Workers:
-    """Who prepares batches."""
+    """Fields of a run that decodes many images."""
 
-    # Processes that prepare images; 0 for threads of this one.
+    # Processes that decode images; 0 for threads of the main process.
     workers: int = bounded(0, least=0, most=256)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Seed:
-    """Where randomness starts."""
+    """Fields of a run that draws random numbers."""
 
-    # Seed of everything random.
+    # Seed of all random numbers.
     seed: int = bounded(0, least=0, below=2**32)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Resumable:
-    """How often a run can be resumed."""
+    """Fields of a run that saves checkpoints."""
 
     # Seconds between two checkpoints.
     checkpoint_every: float = bounded(60.0, least=0)

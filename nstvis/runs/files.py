@@ -1,26 +1,32 @@
-"""Files that are whole at any moment, whatever happens while they are written."""
+"""Files that are always whole, however the process that writes them ends; CSV."""
 
 import contextlib
 import csv
 import io
 import math
+import numbers
 import os
 import pathlib
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` once it is written in full.
+    """Opens a file that replaces `path` once it has been written in full.
+
+    Until then it is a hidden file beside `path`, with a name that no other process
+    uses. A killed process leaves it behind; see `remove_partial`.
 
     Raises:
         OSError: It could not be written, for example on a full disk; `path` is named.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # Not made of the name of `path`, which may be as long as names can be.
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with naming(path):
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:
                 yield file
             os.replace(partial, path)
     finally:
@@ -28,11 +34,25 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
             partial.unlink()
 
 
+def is_partial(path: pathlib.Path) -> bool:
+    """Whether this is a file that `replacing` has not finished."""
+    return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+    """Removes what a killed process was writing, at any depth."""
+    for path in folder.rglob(".*.partial"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
     """Says which file could not be written, as a full disk's own error does not."""
     try:
         yield
+    except ConnectionError:  # of a download, which failed before it could be written
+        raise
     except OSError as error:
         raise OSError(f"{path}: cannot write: {error.strerror or error}") from error
 
@@ -40,13 +60,14 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as file:
-        file.write(text.encode())
+        # Names of files need not be UTF-8; Python escapes those that are not.
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_csv(
     path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    """Writes a table, whole or not at all; a missing number (None, NaN) is left empty."""
+    """Writes a table, whole or not at all; None and NaN become empty fields."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -56,10 +77,10 @@ def write_csv(
 
 
 def read_csv(path: pathlib.Path) -> list[list[str]]:
-    """The rows of a table, as text, without its header."""
-    with path.open(newline="") as file:
+    """Returns the rows of a table, as text, without its header."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.reader(file))[1:]
 
 
-def _is_nan(x: Any) -> bool:
-    return isinstance(x, float) and math.isnan(x)
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isnan(value)  # NumPy's, too

@@ -1,8 +1,9 @@
-"""Command-line flags: an experiment's Config from `--config.FIELD=VALUE`."""
+"""Command-line flags: parses `--config.FIELD=VALUE`, and lists fields for `--help`."""
 
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +16,15 @@ from nstvis.runs.registry import unknown
 def parse_config(
     experiment: ModuleType, values: flags.FlagValues, argv: list[str]
 ) -> Any:
-    """Returns the experiment's Config with what `--config...` says.
+    """Returns the experiment's Config with the values of the command line.
 
-    `--config=NAME` starts from one of the experiment's `PRESETS`.
+    Args:
+        experiment: The module; `--config=NAME` starts from one of its `PRESETS`.
+        values: The launcher's own flags, to which the Config's are added.
+        argv: The command line.
 
     Raises:
-        ValueError: No such preset, field or flag.
+        ValueError: There is no such preset, field or flag.
         flags.Error: A value is not of its field's type.
     """
     presets = getattr(experiment, "PRESETS", {})
@@ -49,16 +53,10 @@ def parse_config(
 
 
 def describe(config: type) -> str:
-    """Lists a Config's fields with their types, defaults and comments."""
-    comments = {}
+    """Lists a Config's fields with their defaults, types, bounds and comments."""
+    comments: dict[str, str] = {}
     for cls in reversed(config.__mro__[:-1]):
-        above: list[str] = []
-        for line in inspect.getsource(cls).splitlines():
-            if comment := re.fullmatch(r"\s+# (.*)", line):
-                above.append(comment[1])
-            elif field := re.match(r"    (\w+): ", line):
-                comments[field[1]] = " ".join(above) or comments.get(field[1], "")
-                above = []
+        comments |= _comments(cls, comments)
     lines = []
     for field in dataclasses.fields(config):
         kind = getattr(field.type, "__name__", field.type)
@@ -67,3 +65,18 @@ def describe(config: type) -> str:
         lines.append(f"  --config.{field.name}={field.default}  ({kind})")
         lines.append(f"      {comments.get(field.name, '')}")
     return "\n".join(lines)
+
+
+def _comments(cls: type, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Returns the comments above the fields that a class declares itself."""
+    comments = {}
+    above: list[str] = []
+    for line in inspect.getsource(cls).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            above.append(comment[1])
+            continue
+        if field := re.match(r"    (\w+): ", line):
+            name = field[1]
+            comments[name] = " ".join(above) or inherited.get(name, "")
+        above = []
+    return comments

@@ -1,4 +1,4 @@
-"""A run's numbers by step, a line of JSON each."""
+"""Metrics of a run: its numbers by step, one line of JSON each."""
 
 import collections
 import contextlib
@@ -14,14 +14,14 @@ import jax
 from nstvis import devices
 from nstvis.runs import files
 
-LAG = 3  # steps that metrics wait before they are fetched, when they are long finished
+LAG = 3  # steps before metrics are fetched from the device, which is done by then
 
 
 class Metrics:
-    """Numbers by step, a line of JSON each, in `metrics.jsonl`."""
+    """Writes and reads `metrics.jsonl`."""
 
     def __init__(self, workdir: pathlib.Path, done: int):
-        """Opens the file; lines after step `done` are an interrupted run's: dropped."""
+        """Opens the file and drops lines after step `done`, of an interrupted run."""
         self.path = workdir / "metrics.jsonl"
         self._late: collections.deque[Mapping[str, Any]] = collections.deque()
         kept = [row for row in self.read() if row["step"] <= done]
@@ -38,18 +38,18 @@ class Metrics:
             self._file.close()
 
     def write(self, row: Mapping[str, Any]) -> dict[str, float] | None:
-        """Takes a step's numbers, of which `step` is one, still on the device or not.
+        """Takes the numbers of a step, including `step`, perhaps still on the device.
 
-        They are written a few steps later, so as not to wait for the device.
+        They are written a few steps later, so that nothing waits for the device.
 
         Returns:
-            The numbers that have been written by this call, if any.
+            The numbers written by this call, of an earlier step, if any.
         """
         self._late.append(row)
         return self._land() if len(self._late) > LAG else None
 
     def flush(self) -> dict[str, float] | None:
-        """Writes all numbers taken so far; returns the last of them, if any."""
+        """Writes all numbers taken so far; returns those of the last step, if any."""
         row = None
         while self._late:
             row = self._land()
@@ -64,7 +64,7 @@ class Metrics:
         return numbers
 
     def read(self) -> list[dict[str, float]]:
-        """All rows; a last line that a kill cut short does not count."""
+        """Returns all rows, but for a line that a kill cut short."""
         rows = []
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         for line in lines:

@@ -1,4 +1,4 @@
-"""Long work: what a person sees of it, and how they stop it."""
+"""Long loops: a progress bar or log lines, and stopping between two steps."""
 
 import collections
 import itertools
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """A run stopped between two steps, as it was asked to, and can be resumed."""
+    """A run stopped between two steps, on a signal, and can be resumed."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -26,12 +26,12 @@ class Interrupted(Exception):
 
 
 class Progress:
-    """Shows how far a loop is, and stops it between two steps.
+    """Shows the progress of a loop, and lets a signal end it between two steps.
 
-    There is a bar with the time left on a terminal, and a log line now and then
-    elsewhere. Ctrl-C and SIGTERM set `interrupted`: break, after saving what is to be
-    saved, and leaving the `with` block raises `Interrupted`. A second Ctrl-C stops at
-    once.
+    On a terminal there is a bar with the time left, elsewhere about ten log lines.
+    Ctrl-C and SIGTERM set `interrupted`; the loop saves what it needs to resume and
+    breaks, and leaving the `with` block raises `Interrupted`. A second signal raises
+    KeyboardInterrupt at once.
 
     Attributes:
         interrupted: The signal's number, or 0.
@@ -41,8 +41,8 @@ class Progress:
         """Starts after step `done`.
 
         Args:
-            costs: Floating-point operations of all steps, in order; 0 if not known.
-            done: Steps that an earlier start took.
+            costs: Floating-point operations of each step, in order; 0 if unknown.
+            done: Number of steps that an earlier start has taken.
         """
         self.interrupted = 0
         self._known = any(costs)
@@ -86,7 +86,7 @@ class Progress:
         return len(self._work) - 1
 
     def show(self, step: int, text: str) -> None:
-        """Shows the step that has been reached, and some numbers."""
+        """Shows that a step has been reached, with a text such as its loss."""
         self._recent.append((time.monotonic(), step))
         text = f"{self._pace(step)}{text}"
         self._bar.set_description_str(text, refresh=False)
@@ -96,7 +96,7 @@ class Progress:
             logger.info("step %d of %d: %s", step, self._steps, text)
 
     def _pace(self, step: int) -> str:
-        """The time left and the speed, by the work of late; nothing at first."""
+        """Returns the time left and the speed of the last steps; nothing at first."""
         (began, first), (now, last) = self._recent[0], self._recent[-1]
         # The first steps are dispatched long before they are done.
         if last == first or now - began < 0.1:
@@ -110,17 +110,17 @@ class Progress:
 def track(
     items: Iterable[T], total: int, text: str, *, done: int = 0, cost: float = 0.0
 ) -> Iterator[T]:
-    """Yields items while it shows how far they are.
+    """Yields items, showing progress; a signal ends the loop after the current item.
 
     Args:
-        items: Those that are still to come.
-        total: How many there are, with those that are done.
+        items: The items that remain.
+        total: Number of items, including those that are done.
         text: What they are, such as "patches".
-        done: How many an earlier start has done.
-        cost: Floating-point operations of each, if known.
+        done: Number of items that an earlier start has done.
+        cost: Floating-point operations of each item; 0 if unknown.
 
     Raises:
-        Interrupted: It was asked to stop, between two items.
+        Interrupted: A signal arrived.
     """
     with Progress([cost] * total, done) as progress:
         for step, item in enumerate(items, done + 1):

@@ -1,4 +1,4 @@
-"""Experiments, networks and data sets, one file each: found by name or by path."""
+"""Finds experiments, networks and data sets, one file each, by name or by path."""
 
 import ast
 import difflib
@@ -10,21 +10,26 @@ from types import ModuleType
 
 
 def names(folder: pathlib.Path) -> list[str]:
-    """The names of a folder's Python files."""
+    """Returns the names of a folder's Python files, but for private ones, sorted."""
     return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
 def summary(path: pathlib.Path) -> str:
-    """The first line of a Python file's docstring, read without running the file."""
+    """Returns the first line of a file's docstring, without running the file."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 
 
 def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
-    """Imports a file of `folder` by its name, or any file by its path.
+    """Imports a Python file.
+
+    Args:
+        kind: What it is, such as "experiment", for the errors.
+        name: The name of a file in `folder`, or the path, ending in .py, of any file.
+        folder: Where names are looked up.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no file of that name.
         FileNotFoundError: There is no file at that path.
     """
     path = folder / f"{name}.py"
@@ -43,7 +48,7 @@ def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Says that there is no `name`, which `kind` comes nearest, and what exists."""
+    """Returns the error message for an unknown name, with the nearest known one."""
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""

@@ -1,8 +1,9 @@
-"""A run's folder, its workdir: whose it is and what made it.
+"""A run's folder, its workdir: which run it belongs to, and whether that is finished.
 
-run.json        experiment, config, and every start's versions, commit and device
-metrics.jsonl   one line for each step
-checkpoints/    Orbax; the newest one is where the same command resumes
+run.json        experiment, config, each start's versions, commit and device, results
+metrics.jsonl   one line per step (`nstvis.runs.metrics`)
+checkpoints/    the same command resumes from the newest (`nstvis.runs.checkpoints`)
+error.txt       the traceback of the last start, if it failed
 """
 
 import contextlib
@@ -20,33 +21,34 @@ from typing import Any
 
 import jax
 
-from nstvis import devices
+from nstvis import __version__, devices
 from nstvis.runs import files
 
 
 def default_workdir(experiment: str) -> pathlib.Path:
-    """A folder under `runs/` named by experiment, date and time, not yet there."""
-    stem = pathlib.Path(experiment).stem
+    """Returns a new folder under `runs/`, named by experiment, date and time."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    folder = pathlib.Path("runs") / f"{stem}-{now}"
-    return (
-        folder
-        if not folder.exists()
-        else folder.with_name(f"{stem}-{now}-{os.getpid()}")
-    )
+    folder = pathlib.Path("runs") / f"{pathlib.Path(experiment).stem}-{now}"
+    if folder.exists():
+        folder = folder.with_name(f"{folder.name}-{os.getpid()}")
+    return folder
 
 
 def claim(workdir: pathlib.Path, experiment: str, config: Any) -> list[pathlib.Path]:
-    """Writes down in `workdir` what is run there, or checks that it is the same.
+    """Records a run in its workdir, or checks that the workdir holds this very run.
 
-    The same experiment with the same config resumes; anything else is refused, and
-    nothing of the folder is touched.
+    A folder that holds another run, or files but no run, is refused and left as it is.
+
+    Args:
+        workdir: The folder, which is made if need be.
+        experiment: Name or path of the experiment.
+        config: Its Config.
 
     Returns:
-        The files that the run left, if it is finished and all of them are there.
+        The paths of the results, if the run is finished and all of them exist.
 
     Raises:
-        ValueError: The folder belongs to another config, or to nobody.
+        ValueError: The folder is refused, or its run.json is damaged.
     """
     path = workdir / "run.json"
     asked = {"experiment": experiment, "config": dataclasses.asdict(config)}
@@ -54,30 +56,39 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> list[pathlib.P
     record: dict[str, Any] = asked | {"starts": []}
     workdir.mkdir(parents=True, exist_ok=True)
     error = workdir / "error.txt"  # an earlier start's
-    left = [p for p in workdir.rglob("*") if p.is_file() and p not in (path, error)]
+    work = [p for p in _whole_files(workdir) if p not in (path, error)]
     if path.exists():
         earlier = _read_record(path)
-        if left:  # a start that failed before it left anything holds nothing
+        if work:  # a start that failed before it left anything claims nothing
             _refuse_other(workdir, earlier, asked)
             record = earlier
         record["starts"] = earlier["starts"]
-    elif left or error.exists():
+    elif work or error.exists():
         raise ValueError(
             f"{workdir} holds files but no run of nstvis: name another --workdir"
         )
     record["starts"].append(_provenance())
+    results = [workdir / name for name in record.get("results", [])]
+    if not all(result.exists() for result in results):
+        results = []
+        del record["results"]  # until all of them are there again
     if devices.is_lead():
         with contextlib.suppress(OSError):
             error.unlink()
+        files.remove_partial(workdir)
         _write_record(workdir, record)
-    results = [workdir / name for name in record.get("results", [])]
-    return results if all(result.exists() for result in results) else []
+    return results
 
 
 def finish(workdir: pathlib.Path, results: Sequence[str]) -> None:
-    """Writes down that a run is finished, and the names of the files that it left."""
+    """Records that a run is finished, and the names of its results."""
     record = _read_record(workdir / "run.json")
     _write_record(workdir, record | {"results": list(results)})
+
+
+def _whole_files(workdir: pathlib.Path) -> list[pathlib.Path]:
+    paths = [path for path in workdir.rglob("*") if path.is_file()]
+    return [path for path in paths if not files.is_partial(path)]
 
 
 def _write_record(workdir: pathlib.Path, record: dict[str, Any]) -> None:
@@ -88,7 +99,7 @@ def _read_record(path: pathlib.Path) -> dict:
     try:
         record = json.loads(path.read_text())
         for key in ("experiment", "config", "starts"):
-            record[key]  # else a KeyError
+            record[key]  # or a KeyError
         return record
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged: name another --workdir") from error
@@ -117,25 +128,22 @@ def _provenance() -> dict[str, Any]:
         "command": sys.argv,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"nstvis": __version__}
+        | {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "host": platform.platform(),
     }
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` if files differ from it; None outside of git."""
-    here = pathlib.Path(__file__).parent
-    command = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty=+",
-    ]
+    """Returns the checkout's commit, with `+` if files differ; None if installed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(command, capture_output=True, text=True, check=True)
-        return told.stdout.strip()
+        git("ls-files", "--error-unmatch", __file__)  # else of another repository
+        return git("describe", "--always", "--abbrev=40", "--dirty=+")
     return None
