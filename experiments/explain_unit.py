@@ -18,7 +18,7 @@ import pathlib
 from nstvis import devices, images, models
 from nstvis.runs import files
 from nstvis.runs.config import Batches, Dataset, Network
-from nstvis.units import contact_sheets, description, scan_file, survey, unit_names
+from nstvis.units import contact_sheets, description, survey, unit_names
 from nstvis.units.atlas import Atlas
 
 logger = logging.getLogger(__name__)
@@ -45,15 +45,15 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         _scan(config, workdir)
     if not devices.is_lead():
         return []
-    folder = pathlib.Path(config.atlas or workdir)
-    atlas = Atlas(folder)
+    atlas = Atlas(config.atlas or workdir)
     unit = atlas.unit(layer, number)
-    _, about = scan_file.load(folder / "scan.npz")
-    network = models.load(about.model, about.weights)
-    lines = description.describe(unit, atlas.statistics, about, *network)
+    network = models.load(atlas.about["model"], atlas.about["weights"])
+    lines = description.describe(atlas, unit, *network)
     for line in lines:
         logger.info("%s", line)
-    files.write_text(workdir / "unit.txt", "\n".join(lines) + "\n")
+    text = "\n".join([*lines, ""])
+    with files.replacing(workdir / "unit.txt") as file:
+        file.write(text.encode(errors="surrogateescape"))  # as in names of files
     pictures = [unit.patches(), *unit.panels().values()]
     images.write(workdir / "unit.png", contact_sheets.blocks(pictures, 128))
     return ["unit.png", "unit.txt"]
@@ -64,7 +64,6 @@ def _scan(config: Config, workdir: pathlib.Path) -> None:
     layer, number = unit_names.parse(config.unit)
     network = models.load(config.model, config.weights)
     unit_names.check(models.units(*network, config.size), layer, number)
-    parts = (Network, Dataset, Batches)
-    names = [field.name for part in parts for field in dataclasses.fields(part)]
-    shared = {name: getattr(config, name) for name in names}
+    shared = dataclasses.asdict(config)
+    del shared["unit"], shared["atlas"]
     survey.survey(survey.Settings(layers=layer, **shared), workdir)

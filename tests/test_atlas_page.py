@@ -321,6 +321,11 @@ def test_focus_mouse_and_tap_show_the_whole_image_in_a_unit(page, folder, given)
     page.shows(".whole .id", ids[2])
 
 
+def choose(page, menu, name):
+    change = f"(x.value = '{name}', x.dispatchEvent(new Event('change')))"
+    page.each(menu, change)
+
+
 def test_sorts(page, folder, given):
     layer = given[0].layers["block/2 ü"]
     page.open(folder, address("block/2 ü"))
@@ -350,9 +355,33 @@ def test_sorts(page, folder, given):
     assert numbers(page)[:2] == [3, 0]
 
 
-def choose(page, menu, name):
-    change = f"(x.value = '{name}', x.dispatchEvent(new Event('change')))"
-    page.each(menu, change)
+def test_a_statistic_of_one_s_own_is_a_fact_and_a_sort_order(
+    page, given, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(statistics, "_functions", dict(statistics._functions))
+    values = np.array([3, np.nan, -2, 9, 3.5])
+
+    @statistics.statistic("<b>spread</b>", "mean & <i>more</i>", percent=True)
+    def spread(layer):
+        return values[: len(layer.mean)]
+
+    table, patches, pictures = given
+    layers = {"conv1": table.layers["conv1"]}
+    atlas.write(tmp_path, table_of(layers, CLASSES, 60), patches, pictures)
+    page.open(tmp_path, "#conv1/4")
+    assert page.each("dt")[-1] == "<b>spread</b>"
+    assert page.each("dd b")[-1] == "350 %"
+    assert page.each("dd small")[-1] == "mean & <i>more</i>"
+    page.go("#conv1")
+    page.shows("#name", "conv1")
+    choose(page, "#sort", "<b>spread</b>")
+    # A unit without the number comes last, and lacks the fact.
+    assert numbers(page) == [3, 4, 0, 2, 1]
+    captions = page.each("#units .caption", "x.lastChild.textContent")
+    assert captions == ["900 %", "350 %", "300 %", "−200 %", "?"]
+    page.go("#conv1/1")
+    page.shows("#title", "conv1 / 1")
+    assert page.each("dt")[-1] == "selectivity"
 
 
 def test_panels_are_shown_instead_of_the_patches_and_beside_them(page, folder, panels):

@@ -112,6 +112,8 @@ class Atlas:
         statistics: The statistics of its units, by name.
         classes: Their names.
         edges: Borders of the histograms' bins.
+        images: Number of images scanned.
+        size: Side of the images as the network sees them, in pixels.
         about: What was scanned: names such as model, weights, dataset.
 
     Raises:
@@ -133,6 +135,8 @@ class Atlas:
         self.statistics = {x["name"]: Statistic(**x) for x in table["statistics"]}
         self.classes: list[str] = table["classes"]
         self.edges: list[float] = table["edges"]
+        self.images: int = table["images"]
+        self.size: int = table["size"]
         self.about: dict[str, str] = dict(table["about"])
 
     def unit(self, layer: str, number: int) -> Unit:

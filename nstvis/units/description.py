@@ -1,27 +1,19 @@
 """Describes a unit in sentences, for a person who meets it for the first time."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from nstvis.models import Forward, Params
-from nstvis.units.atlas import Unit
-from nstvis.units.receptive_fields import Fields, receptive_fields
-from nstvis.units.scan_file import About
-from nstvis.units.statistics import Statistic
+from nstvis.units.atlas import Atlas, Unit
+from nstvis.units.receptive_fields import receptive_fields
 
 
-def describe(
-    unit: Unit,
-    statistics: Mapping[str, Statistic],
-    about: About,
-    forward: Forward,
-    params: Params,
-) -> list[str]:
+def describe(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> list[str]:
     """Says what a unit is, and what a scan found it to respond to.
 
     Args:
-        unit: From an atlas.
-        statistics: Those of the atlas.
-        about: The scan that the atlas shows.
+        atlas: Where the unit is from.
+        unit: The unit.
         forward: The network that was scanned.
         params: Its parameters.
 
@@ -29,21 +21,16 @@ def describe(
         The lines: what the unit computes, what it sees of an image, the statistics of
         its activations, and its top-activating patches.
     """
-    fields = receptive_fields(forward, params, about.size, about.size)
+    about = atlas.about
+    units = atlas.layers[unit.layer]
+    network = f"{about['model']} (weights: {about['weights']})"
     return [
-        *_name(unit, about),
+        f"{unit.layer}:{unit.number} is one of {units} units of {unit.layer} in {network}.",
         *_filter(unit.layer, params),
-        *_field(unit, about, fields),
-        *_activations(unit, statistics, about),
+        *_field(atlas, unit, forward, params),
+        *_activations(atlas, unit),
         *_patches(unit),
     ]
-
-
-def _name(unit: Unit, about: About) -> Iterator[str]:
-    yield (
-        f"{unit.layer}:{unit.number} is one of the {about.layers[unit.layer]} units of"
-        f" {unit.layer} in {about.model} (weights: {about.weights})."
-    )
 
 
 def _filter(layer: str, params: Params) -> Iterator[str]:
@@ -53,8 +40,9 @@ def _filter(layer: str, params: Params) -> Iterator[str]:
         yield f"Its filter has {shape} weights, applied to the layer below."
 
 
-def _field(unit: Unit, about: About, fields: Mapping[str, Fields]) -> Iterator[str]:
-    whole, field = f"{about.size} x {about.size}", fields[unit.layer]
+def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterator[str]:
+    fields = receptive_fields(forward, params, atlas.size, atlas.size)
+    field, whole = fields[unit.layer], f"{atlas.size} x {atlas.size}"
     if not field.stride:
         yield f"It sees the whole image of {whole} pixels, and has no position in it."
         return
@@ -67,23 +55,21 @@ def _field(unit: Unit, about: About, fields: Mapping[str, Fields]) -> Iterator[s
     sizes = ", ".join(
         f"{name} {other.size(0)[0]}"
         for name, other in fields.items()
-        if other.stride and (name in about.layers or f"{name}_pre" in fields)
+        if other.stride and (name in atlas.layers or f"{name}_pre" in fields)
     )
     yield (
         "Its patches have that size because no pixel outside of the field can change the"
-        f" activation. Deeper layers see more: {sizes}."
+        f" activation. Sizes by layer: {sizes}."
     )
 
 
-def _activations(
-    unit: Unit, statistics: Mapping[str, Statistic], about: About
-) -> Iterator[str]:
-    scanned = ", ".join(f"{part['dataset']} {part['split']}" for part in about.parts)
-    yield f"Its activations on {scanned}:"
+def _activations(atlas: Atlas, unit: Unit) -> Iterator[str]:
+    yield f"Its activations for {atlas.images} images ({atlas.about['dataset']}):"
     width = max(map(len, unit.statistics))
     for name, value in unit.statistics.items():
-        known = statistics[name]
-        yield f"  {name:{width}}  {known.text(value):>8}  {known.description}"
+        if not math.isnan(value):
+            known = atlas.statistics[name]
+            yield f"  {name:{width}}  {known.text(value):>8}  {known.description}"
     if unit.dead:
         yield "It is a dead unit: its activation is 0 for every image."
     elif unit.favourite:

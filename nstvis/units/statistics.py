@@ -75,7 +75,8 @@ def compute(layer: Layer) -> dict[str, np.ndarray]:
     """
     values = {}
     for known, function in _functions.items():
-        value = np.asarray(function(layer), np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of dead units
+            value = np.asarray(function(layer), np.float32)
         if value.shape != layer.mean.shape:
             raise ValueError(
                 f"the statistic {known.name!r} should be one number for each of"
@@ -123,6 +124,7 @@ def selectivity(layer: Layer) -> np.ndarray:
     classes = (~np.isnan(layer.class_mean)).sum(1)
     highest = means.max(1)
     others = (means.sum(1) - highest) / np.maximum(classes - 1, 1)
+    others = np.minimum(others, highest)  # it may be rounded up
     others = np.where(classes > 1, others, highest)  # one class alone says nothing
     total = highest + others
     return np.where(total > 0, (highest - others) / np.maximum(total, 1e-30), 0)
