@@ -10,40 +10,21 @@ import shutil
 
 import numpy as np
 import pytest
+from nstvis.units import atlas, sprites, statistics
+from PIL import Image
+
 from atlases import (
     CLASSES,
     EDGES,
     LAYERS,
     encoded,
-    example,
     layer_of,
     panel_colour,
     panel_of,
     table_of,
-    write_with_panels,
 )
-from PIL import Image
 
-from nstvis.units import atlas, sprites, statistics
-
-
-@pytest.fixture(scope="module")
-def given():
-    return example()
-
-
-@pytest.fixture(scope="module")
-def folder(given, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("atlas")
-    atlas.write(folder, *given)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def panels(given, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("panels")
-    write_with_panels(folder, given)
-    return folder
+pytest_plugins = ["atlas_fixtures"]
 
 
 def check(folder, given):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-
 from nstvis import models
 from nstvis.probes import attribution
 

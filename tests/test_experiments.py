@@ -5,14 +5,14 @@ import math
 import os
 import pathlib
 
-import launcher
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
-
 from nstvis import assets, images, models
 from nstvis.runs import registry
+from PIL import Image
+
+import launcher
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [

@@ -7,10 +7,10 @@ import pathlib
 import re
 
 import pytest
-from launcher import launch
+from nstvis.runs import registry
 from PIL import Image
 
-from nstvis.runs import registry
+from launcher import launch
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"

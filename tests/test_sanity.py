@@ -5,11 +5,11 @@ import csv
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launcher import launch
-from PIL import Image
-
 from experiments import sanity
 from nstvis.probes import attribution
+from PIL import Image
+
+from launcher import launch
 
 
 def noise(seed, count=4):

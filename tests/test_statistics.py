@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from atlases import CLASSES, example, layer_of, patches_of, table_of
 from hypothesis import given, strategies
 from hypothesis.extra import numpy as arrays
-
 from nstvis.units import atlas, statistics, table
 from nstvis.units.statistics import selectivity, statistic
+
+from atlases import CLASSES, example, layer_of, patches_of, table_of
 
 NAN = np.nan
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from nstvis import models
 from nstvis.probes import inputs
+from PIL import Image
 
 
 @pytest.fixture

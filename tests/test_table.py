@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from atlases import example, layer_of
 from hypothesis import given, strategies
-
 from nstvis.units import statistics, table
 from nstvis.units.table import Layer, RankedPatches
+
+from atlases import example, layer_of
 
 NAN = np.nan
 

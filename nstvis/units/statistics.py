@@ -92,7 +92,7 @@ def maximum(layer: Layer) -> np.ndarray:
     return np.where(layer.top.image[:, 0] >= 0, layer.top.score[:, 0], np.nan)
 
 
-@statistic("mean", "mean activation")
+@statistic("mean", "activation averaged over all images")
 def mean(layer: Layer) -> np.ndarray:
     """Returns the mean activations, float32 [units]."""
     return layer.mean
