@@ -170,7 +170,7 @@ def _add(
         if earlier and Grid.from_json(earlier) == grid:
             kept = earlier["units"]
         elif earlier:
-            # Before its files change, or after a kill it would describe the new ones.
+            # Unlisted before its files change, as a kill would leave a wrong entry.
             atlas_json.write_panels(folder, panels)
         for chunk in {*map(grid.chunk, pictures)}:
             path = folder / f"{title}-{number}-{chunk}.webp"
