@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from nstvis.units import atlas_json, sprites, unit_names
-from nstvis.units.atlas_writer import add, write
+from nstvis.units.atlas_writer import Panel, add, write
 from nstvis.units.sprites import Grid
 from nstvis.units.statistics import Statistic
 
-__all__ = ["Atlas", "RankedPatch", "Unit", "add", "write"]
+__all__ = ["Atlas", "Panel", "RankedPatch", "Unit", "add", "write"]
 
 
 class RankedPatch(NamedTuple):
