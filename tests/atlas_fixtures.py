@@ -1,10 +1,10 @@
 """Atlases, and a browser for them, once for all tests."""
 
 import pytest
-from nstvis.units import atlas
-
 from atlases import example, write_with_panels
 from chromium import CHROMIUM, Page
+
+from nstvis.units import atlas
 
 
 @pytest.fixture(scope="session")

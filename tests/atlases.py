@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
+from PIL import Image
+
 from nstvis.units import atlas
 from nstvis.units.table import Layer, RankedPatches, Table
-from PIL import Image
 
 HACK = "document.documentElement.dataset.hacked=1"
 CLASSES = [

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
 from nstvis.runs.cache import keep_compiled
 
 

@@ -10,9 +10,6 @@ import shutil
 
 import numpy as np
 import pytest
-from nstvis.units import atlas, sprites, statistics
-from PIL import Image
-
 from atlases import (
     CLASSES,
     EDGES,
@@ -23,6 +20,9 @@ from atlases import (
     panel_of,
     table_of,
 )
+from PIL import Image
+
+from nstvis.units import atlas, sprites, statistics
 
 pytest_plugins = ["atlas_fixtures"]
 

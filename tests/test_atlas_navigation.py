@@ -5,8 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from nstvis.units import atlas
-
 from atlas_page import (
     COUNTED,
     HOVERING,
@@ -24,6 +22,8 @@ from atlases import (
     layer_of,
     table_of,
 )
+
+from nstvis.units import atlas
 
 pytest_plugins = ["atlas_fixtures"]
 pytestmark = pytest.mark.slow

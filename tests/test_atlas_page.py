@@ -5,8 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from nstvis.units import atlas, statistics
-
 from atlas_page import (
     COUNTED,
     HOVERING,
@@ -30,6 +28,8 @@ from atlases import (
     pictures_of,
     table_of,
 )
+
+from nstvis.units import atlas, statistics
 
 pytest_plugins = ["atlas_fixtures"]
 pytestmark = pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+
 from nstvis import models
 from nstvis.probes import attribution
 

@@ -11,9 +11,10 @@ import pytest
 from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from nstvis import crops, pipeline
 from nstvis.data import Example
-from PIL import Image
 
 PLAIN = crops.Augmentation(crop=1, color=0, flip=False)
 WILD = crops.Augmentation(crop=0.3, color=0.5)

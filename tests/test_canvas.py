@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nstvis.synthesis import canvas, transforms
 from scipy import ndimage
+
+from nstvis.synthesis import canvas, transforms
 
 KEY = jax.random.key(0)
 SIZES = [(8, 8), (7, 10), (12, 5)]

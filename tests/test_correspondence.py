@@ -7,15 +7,15 @@ import os
 import signal
 
 import jax
+import launcher
 import numpy as np
 import pytest
+from PIL import Image
+
 from experiments import correspondence as experiment
 from nstvis import images, models
 from nstvis.data import primitives
 from nstvis.probes import correspondence
-from PIL import Image
-
-import launcher
 
 FACES = 30 * primitives.SPLITS["train"]  # the place of the first
 

@@ -15,15 +15,15 @@ import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import ROOT
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nstvis import data
-from nstvis.data import tiny_imagenet
 from PIL import Image
 
-from conftest import ROOT
+from nstvis import data
+from nstvis.data import tiny_imagenet
 
 
 def jpeg(color):

@@ -10,6 +10,9 @@ import signal
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from test_runs import finish, signal_when, start
+
 from experiments import evolution as experiment
 from experiments import train
 from nstvis import crops, data, images, weights
@@ -17,9 +20,6 @@ from nstvis.probes import evolution
 from nstvis.runs.workdir import claim
 from nstvis.units import scan
 from nstvis.units.table import RankedPatches
-from PIL import Image
-
-from test_runs import finish, signal_when, start
 
 NETWORK = """
 from nstvis.layers import Chain, GridLinear, conv, pool

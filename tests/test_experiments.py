@@ -5,14 +5,14 @@ import math
 import os
 import pathlib
 
+import launcher
 import numpy as np
 import pytest
 import tifffile
-from nstvis import assets, images, models
-from nstvis.runs import registry
 from PIL import Image
 
-import launcher
+from nstvis import assets, images, models
+from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = [

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from atlases import CLASSES, layer_of, patches_of, pictures_of, table_of
+
 from nstvis import images
 from nstvis.launcher import experiments
 from nstvis.runs import config as configs
 from nstvis.runs import registry
 from nstvis.runs.progress import Interrupted
 from nstvis.units import atlas, description, statistics, survey
-
-from atlases import CLASSES, layer_of, patches_of, pictures_of, table_of
 
 SIZES = {"conv1": (4, 16), "mean": (4, 16)}
 

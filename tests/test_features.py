@@ -7,15 +7,15 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import launcher
 import numpy as np
 import pytest
+
 from experiments import features as experiment
 from nstvis import images, models
 from nstvis.synthesis import canvas, features
 from nstvis.units import atlas, scan_file, table
 from nstvis.units import maxima as running
-
-import launcher
 
 STILL = features.Settings(
     canvas="pixels",

@@ -13,8 +13,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from nstvis import images
 from PIL import ExifTags, Image, ImageCms, ImageFile
+
+from nstvis import images
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -6,14 +6,14 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import launcher
 import numpy as np
 import pytest
+from PIL import Image
+
 from experiments import invariance as experiment
 from nstvis import images, models
 from nstvis.layers import MEAN_COLOR
-from PIL import Image
-
-import launcher
 
 # Its dense layer is the mean colour, whatever the place.
 MEAN = """

@@ -7,10 +7,10 @@ import pathlib
 import re
 
 import pytest
-from nstvis.runs import registry
+from launcher import launch
 from PIL import Image
 
-from launcher import launch
+from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"

@@ -13,6 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+
 from nstvis import layers
 
 WINDOWS = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 3, 0), (5, 2, 2), (2, 3, 0)]

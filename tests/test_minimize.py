@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from nstvis.synthesis import minimize
 
 KEY = jax.random.key(0)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.style import PRESETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from experiments.style import PRESETS
 from nstvis import models
 from nstvis.synthesis import losses, style
 

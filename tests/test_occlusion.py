@@ -7,14 +7,14 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import launcher
 import numpy as np
 import pytest
+from PIL import Image
+
 from experiments import occlusion as experiment
 from nstvis import images, layers, models
 from nstvis.probes import attribution, occlusion
-from PIL import Image
-
-import launcher
 
 # Sees one pixel; class 0 if it is light. Its second unit sees all pixels.
 ONE_PIXEL = """

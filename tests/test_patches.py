@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+
 from nstvis import images, models
 from nstvis.data import Example
 from nstvis.units import contact_sheets, maxima, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, RankedPatches
-from PIL import Image
 
 
 class Noise:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from nstvis import data
 from nstvis.data import _faces, primitives
 from nstvis.data.primitives import KINDS, SPLITS, draw, example
-from PIL import Image
 
 SEEDS = range(25)
 quick = settings(max_examples=100, deadline=None)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_patches import Noise
+
 from nstvis import images, models
 from nstvis.probes import attribution
 from nstvis.units import attributions, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, RankedPatches
-
-from test_patches import Noise
 
 SIZE = 96
 

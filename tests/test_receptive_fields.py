@@ -19,6 +19,7 @@ from flax import nnx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
+
 from nstvis import layers, models
 from nstvis.models import alexnet, alexnet_small, vgg16, vgg19, zfnet
 from nstvis.units.receptive_fields import receptive_fields

@@ -7,15 +7,15 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import launcher
 import numpy as np
 import pytest
-from experiments import reconstruct
 from jax.experimental.compilation_cache import compilation_cache
-from nstvis import images, models
-from nstvis.runs.metrics import Metrics
 from PIL import Image
 
-import launcher
+from experiments import reconstruct
+from nstvis import images, models
+from nstvis.runs.metrics import Metrics
 
 NETWORK = """
 from flax import nnx

@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
+from PIL import Image
+
 from nstvis import plots
 from nstvis.runs import checkpoints, flags, registry
 from nstvis.runs import workdir as workdirs
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.metrics import Metrics
-from orbax.checkpoint import v1 as ocp
-from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 16  # at each of two sizes

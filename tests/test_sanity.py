@@ -5,11 +5,11 @@ import csv
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments import sanity
-from nstvis.probes import attribution
+from launcher import launch
 from PIL import Image
 
-from launcher import launch
+from experiments import sanity
+from nstvis.probes import attribution
 
 
 def noise(seed, count=4):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launcher import ROOT
+
 from nstvis import models
 from nstvis.data import Example
 from nstvis.units import maxima, scan_file
 from nstvis.units.scan_file import About
-
-from launcher import ROOT
 
 
 def about(**changes):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies
+from atlases import CLASSES, example, layer_of, patches_of, table_of
+from hypothesis import given, settings, strategies
 from hypothesis.extra import numpy as arrays
+
 from nstvis.units import atlas, statistics, table
 from nstvis.units.statistics import selectivity, statistic
-
-from atlases import CLASSES, example, layer_of, patches_of, table_of
 
 NAN = np.nan
 
@@ -31,6 +31,7 @@ def test_without_classes_there_is_no_selectivity():
     assert np.isnan(selectivity(layer(np.zeros((2, 0))))).all()
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     arrays.arrays(
         np.float32,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+
 from nstvis import devices, images, models
 from nstvis.synthesis import style
-from PIL import Image
 
 # A whole transfer in a second: the first three layers, one size, a few steps.
 QUICK = style.Settings(

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from nstvis import models
 from nstvis.probes import inputs
-from PIL import Image
 
 
 @pytest.fixture

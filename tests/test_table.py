@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies
+from atlases import example, layer_of
+from hypothesis import given, settings, strategies
+
 from nstvis.units import statistics, table
 from nstvis.units.table import Layer, RankedPatches
-
-from atlases import example, layer_of
 
 NAN = np.nan
 
@@ -101,6 +101,7 @@ def test_damage_gets_one_clear_line(results, tmp_path):
         table.load(path)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     strategies.lists(
         strategies.lists(strategies.integers(0, 8), max_size=4, unique=True),

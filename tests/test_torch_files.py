@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from nstvis import torch_files
 from nstvis.torch_files import read_torch
 

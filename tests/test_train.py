@@ -5,12 +5,11 @@ import json
 import re
 import signal
 
+import launcher
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-
-import launcher
 from test_runs import finish, signal_at, start, start_hosts, steps
 
 EPOCHS = 4

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+
 from nstvis import devices, layers, models
 from nstvis.training.step import Trainer, trainable
 

@@ -5,15 +5,15 @@ import signal
 import time
 
 import jax
+import launcher
 import numpy as np
 import pytest
+from PIL import Image
+from test_runs import finish, start, start_hosts
+
 from nstvis import crops, data, models
 from nstvis.units import scan_file, table
 from nstvis.units.atlas import Atlas
-from PIL import Image
-
-import launcher
-from test_runs import finish, start, start_hosts
 
 SIZE, IMAGES, BATCH = 32, 200, 16
 LAYERS = ("conv1", "conv2", "fc8")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nstvis import weights
 from safetensors.numpy import save_file
+
+from nstvis import weights
 
 SHAPES = {
     "conv1.kernel": (5, 4, 3, 2),
