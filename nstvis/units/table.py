@@ -1,123 +1,49 @@
-"""What a scan found, in arrays: the file `units.npz`.
+"""The results of a scan as arrays: the file `units.npz`.
 
-A unit is one channel of a layer. Its activation for an image is the highest in that
-channel's map; all statistics are over the images' activations.
+`numpy.load` reads it. Its keys are
 
-Keys of the file are `LAYER.FIELD` for the fields of `Layer`, and `about`: JSON of the
-other fields of `Table`. `numpy.load` reads it, too.
+    LAYER.FIELD            the fields of `measurements.Layer`; those of its
+                           `RankedPatches` are LAYER.top.score and so on
+    LAYER.statistics.NAME  every registered statistic, float32 [units]
+    about                  JSON of the other fields of `Table`
 """
 
 import dataclasses
 import json
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from nstvis.runs import files
+from nstvis.units import statistics
+from nstvis.units.measurements import Layer, RankedPatches
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RankedPatches:
-    """Images in order of activation, and where in them; any leading shape."""
-
-    # float32 [...], the activation.
-    score: np.ndarray
-    # int32 [...], the image's index in the data set; -1 where there are too few images.
-    image: np.ndarray
-    # int32 [..., 2], row and column in the layer's map; 0, 0 for dense layers.
-    position: np.ndarray
-    # int32 [..., 4], the receptive field: top, left, bottom, right in pixels of the
-    # image as the network sees it; the last two exclusive. May hang over the border.
-    box: np.ndarray
-
-    def picked(self, ranks: Sequence[Sequence[int]], count: int) -> "RankedPatches":
-        """Those of some ranks alone, `count` for each unit, the last of them missing.
-
-        Args:
-            ranks: For each unit, at most `count`.
-            count: How many the units have then.
-        """
-        rows = np.array([[*own, *[-1] * (count - len(own))] for own in ranks], int)
-        gone, parts = rows < 0, {}
-        for part in dataclasses.fields(self):
-            value = getattr(self, part.name)
-            deep = np.expand_dims(rows, tuple(range(2, value.ndim)))
-            parts[part.name] = np.take_along_axis(value, np.maximum(deep, 0), 1)
-        parts["score"] = np.where(gone, 0, parts["score"])
-        parts["image"] = np.where(gone, -1, parts["image"])
-        return RankedPatches(**parts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
-    """What was found of the units of a layer."""
-
-    # [units, k], the highest first; equal ones by lower image, then lower position.
-    top: RankedPatches
-    # [units, k], the lowest first.
-    least: RankedPatches
-    # [units, classes, n], the highest of each class.
-    by_class: RankedPatches
-    # float32 [units].
-    mean: np.ndarray
-    std: np.ndarray
-    # float32 [units], share of the images with no activation above 0.
-    sparsity: np.ndarray
-    # int64 [units, bins], images by activation; `Table.edges` has the bins' borders.
-    histogram: np.ndarray
-    # float32 [units, classes], mean activation for the images of a class; NaN without.
-    class_mean: np.ndarray
-
-    def favourite(self) -> np.ndarray:
-        """The class of the highest mean activation, int32 [units]; -1 if all are equal."""
-        if not self.class_mean.shape[1]:
-            return np.full(len(self.mean), -1, np.int32)
-        none = np.isnan(self.class_mean)
-        highest = np.where(none, -np.inf, self.class_mean)
-        lowest = np.where(none, np.inf, self.class_mean).min(1)
-        found = np.where(highest.max(1) > lowest, highest.argmax(1), -1)
-        return found.astype(np.int32)
-
-    def selectivity(self) -> np.ndarray:
-        """How concentrated on its favourite class a unit is, float32 [units], 0 to 1.
-
-        The index of Morcos et al. 2018 (arXiv:1803.06959): (a - b) / (a + b) with the
-        mean activation a for the favourite class and b for all the others, where
-        negative means count as 0.
-        """
-        means = np.maximum(np.nan_to_num(self.class_mean), 0)
-        seen = (~np.isnan(self.class_mean)).sum(1)
-        if means.shape[1] < 2:
-            return np.zeros(len(self.mean), np.float32)
-        highest = means.max(1)
-        others = (means.sum(1) - highest) / np.maximum(seen - 1, 1)
-        others = np.where(seen > 1, others, highest)  # one class alone tells nothing
-        both = highest + others
-        index = np.where(both > 0, (highest - others) / np.maximum(both, 1e-30), 0)
-        return index.astype(np.float32)
+# What a field was called in older files.
+_OLDER_NAMES = {"sparsity": "silent"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """What was found of a network on a data set."""
+    """The results of scanning a data set with a network."""
 
     # In the network's order.
     layers: Mapping[str, Layer]
-    # Layer to (height, width, stride) of its receptive fields in pixels, the stride 0
-    # where a field is the whole image.
+    # Layer to (height, width, stride) of its receptive fields in pixels; the stride is
+    # 0 where a field is the whole image.
     fields: Mapping[str, Sequence[int]]
     # Names of the classes, by label; may be empty.
     classes: Sequence[str]
-    # Index of an image that won anything to (id in the data set, label or -1).
+    # Index of an image in any of the rankings to (id in the data set, label or -1).
     examples: Mapping[int, tuple[str, int]]
     # Borders of the histograms' bins, float [bins + 1].
     edges: Sequence[float]
-    # Images scanned.
+    # Number of images scanned.
     images: int
     # Side of the images as the network sees them, in pixels.
     size: int
-    # Names, such as model, weights, dataset, split.
+    # What was scanned: names such as model, weights, dataset, split.
     about: Mapping[str, str]
 
 
@@ -125,14 +51,7 @@ def save(path: pathlib.Path, table: Table) -> None:
     """Writes `units.npz`, whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
     for name, layer in table.layers.items():
-        for field in dataclasses.fields(layer):
-            value = getattr(layer, field.name)
-            if isinstance(value, RankedPatches):
-                for part in dataclasses.fields(value):
-                    key = f"{name}.{field.name}.{part.name}"
-                    arrays[key] = getattr(value, part.name)
-            else:
-                arrays[f"{name}.{field.name}"] = value
+        arrays |= {f"{name}.{key}": array for key, array in _arrays(layer)}
     about = {
         field.name: getattr(table, field.name)
         for field in dataclasses.fields(table)
@@ -140,9 +59,21 @@ def save(path: pathlib.Path, table: Table) -> None:
     }
     about |= {"layers": list(table.layers)}
     arrays["about"] = np.array(json.dumps(about))
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(partial, allow_pickle=False, **arrays)
-    os.replace(partial, path)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _arrays(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields what is stored of a layer, with its key after the layer's name."""
+    for field in dataclasses.fields(layer):
+        value = getattr(layer, field.name)
+        if isinstance(value, RankedPatches):
+            for part in dataclasses.fields(value):
+                yield f"{field.name}.{part.name}", getattr(value, part.name)
+        else:
+            yield field.name, value
+    for name, values in statistics.compute(layer).items():
+        yield f"statistics.{name}", values
 
 
 def load(path: pathlib.Path) -> Table:
@@ -168,13 +99,16 @@ def load(path: pathlib.Path) -> Table:
 def _layer(arrays: Mapping[str, np.ndarray], name: str) -> Layer:
     parts: dict[str, Any] = {}
     for field in dataclasses.fields(Layer):
+        key = f"{name}.{field.name}"
         if field.type is RankedPatches:
             parts[field.name] = RankedPatches(
                 **{
-                    part.name: arrays[f"{name}.{field.name}.{part.name}"]
+                    part.name: arrays[f"{key}.{part.name}"]
                     for part in dataclasses.fields(RankedPatches)
                 }
             )
         else:
-            parts[field.name] = arrays[f"{name}.{field.name}"]
+            if key not in arrays and field.name in _OLDER_NAMES:
+                key = f"{name}.{_OLDER_NAMES[field.name]}"
+            parts[field.name] = arrays[key]
     return Layer(**parts)
