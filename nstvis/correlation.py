@@ -1,11 +1,10 @@
 """Spearman's rank correlation."""
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
 
-def spearman(a: npt.ArrayLike, b: npt.ArrayLike, axis: int) -> np.ndarray:
+def spearman(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     """Computes Spearman's correlation along an axis; ties share their mean rank.
 
     Args:

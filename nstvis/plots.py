@@ -17,7 +17,8 @@ def figure(width: float, height: float, **options: Any) -> Any:
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
-    return Figure(figsize=(width, height), **{"layout": "constrained"} | options)
+    settings: dict[str, Any] = {"layout": "constrained"} | options
+    return Figure(figsize=(width, height), **settings)
 
 
 def save(path: pathlib.Path, figure: Any) -> None:
@@ -26,14 +27,14 @@ def save(path: pathlib.Path, figure: Any) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def image(axes: Any, pixels: npt.ArrayLike, **options: Any) -> Any:
+def image(axes: Any, pixels: Any, **options: Any) -> Any:
     """Shows an image, or a map of numbers, without ticks; returns matplotlib's handle."""
     axes.set(xticks=[], yticks=[])
     return axes.imshow(pixels, **options)
 
 
 def curves(
-    axes: Any, x: Sequence[Any], lines: Mapping[str, npt.ArrayLike], **options: Any
+    axes: Any, x: Any, lines: Mapping[str, npt.ArrayLike], **options: Any
 ) -> None:
     """Draws curves over a grid, each with its name in the legend.
 

@@ -107,7 +107,7 @@ def load(config: Inputs) -> LoadedInputs:
         if requested:
             label, label_source = requested[i], "requested"
         if label is None:
-            label, label_source = int(logits[i].argmax()), "network's prediction"
+            label, label_source = int(logits[i].argmax()), "predicted"
         labeled.append(LabeledImage(image.name, image.pixels, label, label_source))
     return LoadedInputs(forward, params, classes, labeled)
 

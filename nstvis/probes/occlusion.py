@@ -231,8 +231,10 @@ class Study:
                     progress.show(step, image.name)
                     if progress.interrupted:
                         return
-                unoccluded = probabilities[image.label], probabilities.argmax()
-                _write(paths[i], Result(unit, attributed, *unoccluded, *maps))
+                prediction = np.asarray(probabilities.argmax())
+                probability = probabilities[image.label]
+                result = Result(unit, attributed, probability, prediction, *maps)
+                _write(paths[i], result)
 
     def _unoccluded(self, image: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
         """Returns the unit, the attribution of its highest activation, probabilities."""
