@@ -102,7 +102,7 @@ def metrics(
 
 def mosaic(
     axes: Any,
-    pictures: Sequence[Sequence[np.ndarray | None]],
+    pictures: Sequence[Any],
     rows: Sequence[str],
     columns: Sequence[str],
     **options: Any,
