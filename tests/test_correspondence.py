@@ -126,6 +126,7 @@ def test_what_masks_change_is_brute_force_s(filters, batch):
         np.testing.assert_allclose(changes, differ.sum(1) / 6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_mask_does_not_change_is_exactly_nothing():
     forward, params = models.load("alexnet_small")
     pictures = parts.drawn(6, 64).images.copy()

@@ -198,7 +198,7 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures):
+def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures, undrawn):
     assert run(toy(pictures, label="0"), pictures / "run") == [
         "occlusion.png",
         "occlusion.csv",
@@ -213,7 +213,6 @@ def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures):
         assert row["class"] == ("class 1" if hidden else "class 0")
         assert (float(row["probability"]) < 0.5) == hidden
         assert float(row["activity"]) == (0 if hidden else 55)
-    assert images.read(pictures / "run/occlusion.png").width > 1000
 
 
 def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
@@ -292,5 +291,6 @@ def test_it_runs_offline_and_is_then_finished(tmp_path):
     assert "(predicted): " in done.stderr
     assert len(rows(run)) == 2 * 5 * 5
     assert {row["image"] for row in rows(run)} == set(names.split(","))
+    assert images.read(run / "occlusion.png").width > 1000
     results = workdir.claim(run, "occlusion", experiment.Config(**fields))
     assert results == [run / "occlusion.png", run / "occlusion.csv"]

@@ -80,7 +80,8 @@ def test_weights_become_random_from_the_last_layer_down():
     assert alive == [{"stem", "body"}, {"stem"}, set()]
 
 
-def test_batches_change_no_attribution():
+def test_batches_change_no_attribution(monkeypatch):
+    monkeypatch.setattr(attribution, "RULES", ("guided",))
     params = jnp.asarray(np.random.default_rng(0).normal(size=(48, 5)), jnp.float32)
 
     def forward(params, images):
@@ -93,9 +94,8 @@ def test_batches_change_no_attribution():
         sanity.attributions(forward, {"none": params}, "logits", images, units, batch)
         for batch in (7, 3)
     )
-    for rule in attribution.RULES:
-        assert parts[rule][0].shape == images.shape
-        np.testing.assert_allclose(parts[rule][0], whole[rule][0], rtol=1e-5)
+    assert parts["guided"][0].shape == images.shape
+    np.testing.assert_allclose(parts["guided"][0], whole["guided"][0], rtol=1e-5)
 
 
 def test_reports_compare_depths_and_rules():
