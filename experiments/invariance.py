@@ -1,4 +1,4 @@
-r"""Moves, enlarges and turns pictures, to see how much layers mind.
+r"""Moves, enlarges and turns images, and shows how features change.
 
     python launch.py --experiment=invariance
     python launch.py --experiment=invariance --config.image=a.jpg,b.jpg \
@@ -8,46 +8,37 @@ r"""Moves, enlarges and turns pictures, to see how much layers mind.
     python launch.py --experiment=invariance --config.image=a.jpg,b.jpg \
         --config.size=224 --config.model=alexnet --config.weights=torchvision
 
-Zeiler & Fergus 2013 (arXiv:1311.2901), Figure 5. Each picture is moved down and up by as
+Zeiler & Fergus 2013 (arXiv:1311.2901), Figure 5. Each image is moved down and up by as
 much as 60 of 224 pixels, enlarged to 1.8 times its size, and turned counter-clockwise
-once round; where it leaves the frame empty there is grey, the mean colour of ImageNet.
-Leaves in `invariance.png`, a curve for each picture, and in `invariance.csv` the
-Euclidean distances between the features of the picture and of the changed one, in the
-first layer and a late one, also over the length of the picture's own features, and the
-probability of its class, which is chosen as in `--experiment=occlusion`.
+through a full circle; what it leaves empty is filled with the mean colour of ImageNet.
+`invariance.png`, with a curve for each image, and `invariance.csv` hold the Euclidean
+distances between the features of the original and of the transformed image, in the first
+layer and a late one, relative to the length of the original's features, and the
+probability of the image's class, which is chosen as in `--experiment=occlusion`.
 
 The first command takes 6 s on two cores of an AMD EPYC (Zen 4) and finds what the paper
 did: moved by one pixel, conv1 changes by 32 % of its length and fc7 by 11 %, moved by 17
 pixels by 97 % and 59 %.
 """
 
-import csv
 import dataclasses
-import functools
-import io
 import logging
-import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-from PIL.Image import Resampling, Transform
 
-from nstvis import devices, images, models
-from nstvis.layers import MEAN_COLOR
-from nstvis.probes import inputs
-from nstvis.probes.inputs import Inputs, LoadedInputs, Picture, short
-from nstvis.runs.files import write_text
-from nstvis.runs.progress import Interruption, Progress, interruptible
+from nstvis import images, models, plots
+from nstvis.probes import invariance
+from nstvis.probes.inputs import Inputs, LabeledImage, LoadedInputs, load
+from nstvis.probes.invariance import Curves
+from nstvis.runs import config as configs
 from nstvis.runs.registry import unknown
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5  # pictures, at most, that are drawn, each changed in so many ways
+EXAMPLES = 5  # images, at most, that are shown, each with so many amounts
 LABELS = {
     "translation": "moved down (pixels)",
     "scale": "enlarged (times)",
@@ -59,263 +50,85 @@ LABELS = {
 class Config(Inputs):
     """Which layers."""
 
-    # A first and a late layer, such as conv1,fc7; if empty, the first one and the last
+    # An early and a late layer, such as conv1,fc7; if empty, the first one and the last
     # one before the logits.
     layers: str = ""
 
-
-def amounts(size: int) -> dict[str, np.ndarray]:
-    """How far pictures of a side are moved (pixels), enlarged, and turned (degrees)."""
-    reach = size * 60 / 224
-    pixels = np.rint(np.linspace(-reach, reach, 35)) + 0.0  # not -0
-    return {
-        "translation": np.unique(pixels),
-        "scale": np.arange(20, 37) / 20,
-        "rotation": np.arange(0.0, 360, 10),
-    }
+    def check(self) -> None:
+        """Raises a ValueError for other numbers of layers, or if nothing can move."""
+        super().check()
+        if len(configs.names("layers", self.layers)) not in (0, 2):
+            raise ValueError(f"layers={self.layers} should be two, such as conv1,fc7")
+        if self.size < 2:
+            raise ValueError("size should be at least 2, as images move by a pixel")
 
 
-def transformed(image: Image.Image, transformation: str, amount: float) -> Image.Image:
-    """Moves a picture down, enlarges it, or turns it about its middle.
-
-    Args:
-        image: Of mode RGB.
-        transformation: `translation`, `scale` or `rotation`.
-        amount: Pixels, a factor, or degrees counter-clockwise.
-
-    Returns:
-        A picture of the same size, interpolated bicubically, grey where there is nothing.
-    """
-    angle = math.radians(amount) if transformation == "rotation" else 0
-    scale = amount if transformation == "scale" else 1
-    down = amount if transformation == "translation" else 0
-    # Where the result's pixels come from; rounded, as the cosine of 90 degrees is not 0.
-    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
-    turn = np.array([[cos, -sin], [sin, cos]])
-    middle = np.array(image.size) / 2
-    origin = middle - turn / scale @ (middle + [0, down])
-    matrix = np.column_stack([turn / scale, origin]).ravel()
-    color = tuple(np.rint(MEAN_COLOR).astype(int).tolist())
-    return image.transform(
-        image.size,
-        Transform.AFFINE,
-        matrix.tolist(),
-        Resampling.BICUBIC,
-        fillcolor=color,
-    )
-
-
-def compare(
-    forward: models.Forward,
-    layers: Sequence[str],
-    params: models.Params,
-    changed: jax.Array,
-    label: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compares images with the first of them.
-
-    Args:
-        forward: The network; the last of its activations are the logits.
-        layers: Whose features are compared.
-        params: The network's parameters.
-        changed: `[1 + n, height, width, 3]`, RGB 0..255.
-        label: The class whose probability is wanted.
-
-    Returns:
-        Euclidean distances of the features from the first image's `[layers, n]`, the
-        length of the first image's `[layers]`, and probabilities `[n]`.
-    """
-    activations = forward(params, changed.astype(jnp.float32))
-    features = [activations[layer].reshape(len(changed), -1) for layer in layers]
-    distances = [jnp.linalg.norm(x[1:] - x[:1], axis=1) for x in features]
-    lengths = [jnp.linalg.norm(x[0]) for x in features]
-    probabilities = jax.nn.softmax(list(activations.values())[-1])[1:, label]
-    return jnp.stack(distances), jnp.stack(lengths), probabilities
-
-
-def run(config: Config, workdir: pathlib.Path) -> int:
-    """Changes the pictures, or goes on after the last one that was finished."""
-    page = workdir / "invariance.png"
-    if page.exists():
-        logger.info("finished already: %s", page)
-        return 0
-    if config.size < 2:
-        raise ValueError("size should be at least 2, as pictures are moved by a pixel")
-    inputs, table = inputs.load(config), workdir / "invariance.csv"
+def run(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Transforms the images; resumes after the last whole one."""
+    inputs = load(config)
     layers = _layers(config, inputs)
-    with interruptible() as interruption:
-        _compare(config, inputs, layers, table, interruption)
-    if interruption.signal:
-        logger.info("the same command with --workdir=%s goes on from there", workdir)
-        return 128 + interruption.signal
-    curves = _curves(table, config.size)
-    logger.info("%s", _told(layers, curves))
-    _draw(config, inputs, layers, curves, page)
-    for path in (page, table):
-        logger.info("%s", path)
-    return 0
+    study = invariance.Study(inputs.forward, inputs.params, layers, config.batch)
+    curves = study.run(inputs.images, workdir / "invariance.csv")
+    logger.info("%s", invariance.summary(layers, curves))
+    _draw(inputs, layers, curves, workdir / "invariance.png")
+    return ["invariance.png", "invariance.csv"]
 
 
 def _layers(config: Config, inputs: LoadedInputs) -> list[str]:
     known = models.units(inputs.forward, inputs.params, config.size)
-    chosen = [name.strip() for name in config.layers.split(",")]
-    if not config.layers:
-        after = [name for name in known if not name.endswith("_pre")]
-        chosen = [after[0], after[-2:][0]]
-    for name in chosen:
+    layers = configs.names("layers", config.layers)
+    if not layers:
+        rectified = [name for name in known if not name.endswith("_pre")]
+        return [rectified[0], rectified[-2:][0]]
+    for name in layers:
         if name not in known:
             raise ValueError(unknown("layer", name, known))
-    if len(chosen) != 2:
-        raise ValueError(f"layers={config.layers} should be two, such as conv1,fc7")
-    return chosen
-
-
-def _compare(
-    config: Config,
-    inputs: LoadedInputs,
-    layers: Sequence[str],
-    table: pathlib.Path,
-    interruption: Interruption,
-) -> None:
-    """Adds the rows of each picture that has none yet to the table."""
-    program = jax.jit(functools.partial(compare, inputs.forward, layers))
-    changes = _changes(config.size)
-    rows = _read(table) if table.exists() else []
-    steps = math.ceil(len(changes) / config.batch)
-    done = len(rows) // len(changes)
-    blank = np.zeros((1 + config.batch, config.size, config.size, 3), np.uint8)
-    cost = devices.flops(program, inputs.params, blank, 0)
-    costs = [cost] * (steps * len(inputs.pictures))
-    with Progress(costs, steps * done) as progress:
-        for i, picture in enumerate(inputs.pictures[done:], done):
-            found = []
-            for step in range(steps):
-                some = changes[step * config.batch :][: config.batch]
-                found += _rows(picture, some, program, inputs.params, blank)
-                progress.show(i * steps + step + 1, picture.name)
-                if interruption.signal:
-                    return
-            rows += found
-            _write(table, layers, rows)
-
-
-def _read(table: pathlib.Path) -> list[list[str]]:
-    with table.open(newline="") as file:
-        return list(csv.reader(file))[1:]
-
-
-def _write(table: pathlib.Path, layers: Sequence[str], rows: list[list[Any]]) -> None:
-    header = ["image", "transformation", "amount"]
-    for layer in layers:
-        header += [f"{layer}_distance", f"{layer}_relative"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[*header, "probability"], *rows])
-    write_text(table, text.getvalue())
-
-
-def _changes(size: int) -> list[tuple[str, float]]:
-    return [(name, x) for name, own in amounts(size).items() for x in own.tolist()]
-
-
-def _rows(
-    picture: Picture,
-    changes: Sequence[tuple[str, float]],
-    program: Any,
-    params: models.Params,
-    blank: np.ndarray,
-) -> Iterator[list[Any]]:
-    image, batch = images.to_image(picture.pixels), blank.copy()
-    batch[0] = image
-    for i, change in enumerate(changes, 1):
-        batch[i] = transformed(image, *change)
-    distances, lengths, probabilities = map(
-        np.asarray, program(params, batch, picture.label)
-    )
-    relative = distances / lengths[:, None]
-    for i, change in enumerate(changes):
-        pairs = np.stack([distances[:, i], relative[:, i]], 1).ravel()
-        yield [picture.name, *change, *pairs, probabilities[i]]
-
-
-def _curves(table: pathlib.Path, size: int) -> list[dict[str, np.ndarray]]:
-    """For each picture, transformation to numbers [amount, columns of the table]."""
-    numbers = np.array([row[2:] for row in _read(table)], float)
-    ends = np.cumsum([len(own) for own in amounts(size).values()])
-    pictures = numbers.reshape(-1, ends[-1], numbers.shape[1])
-    return [dict(zip(amounts(size), np.split(x, ends[:-1]))) for x in pictures]
-
-
-def _told(layers: Sequence[str], curves: Sequence[Mapping[str, np.ndarray]]) -> str:
-    """What the smallest translations and the largest do, on average."""
-    moved = np.stack([own["translation"] for own in curves])
-    pixels, changes = np.abs(moved[0, :, 0]), []
-    for far in np.unique(pixels)[[1, -1]]:
-        means = moved[:, pixels == far][..., [2, 4]].mean((0, 1))
-        each = [f"{layer} by {x:.0%}" for layer, x in zip(layers, means)]
-        changes.append(f"moved by {far:.0f} px, {' and '.join(each)}")
-    return f"{'; '.join(changes)} of its length (mean of {len(curves)} pictures)"
+    return layers
 
 
 def _draw(
-    config: Config,
     inputs: LoadedInputs,
     layers: Sequence[str],
-    curves: Sequence[Mapping[str, np.ndarray]],
-    page: pathlib.Path,
+    curves: Mapping[str, Curves],
+    path: pathlib.Path,
 ) -> None:
-    """Writes the paper's Figure 5: a row for each transformation."""
-    import matplotlib  # half a second, at the end of a run
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
-
-    figure = Figure(figsize=(16, 10.5), layout="constrained")
-    rows = figure.subplots(3, 4)
-    for axes, (name, label) in zip(rows, LABELS.items()):
-        axes[0].imshow(_examples(config, inputs, name))
-        axes[0].set(xticks=[], yticks=[], xlabel=label)
-        for each, column in zip(axes[1:], (2, 4, 5)):
-            for number, own in enumerate(curves):
-                amount, height = own[name][:, [0, column]].T
-                each.plot(amount, height, color=_color(number))
-            each.set(xlabel=label, ylim=(0, 1.02 if column == 5 else None))
-            each.grid(alpha=0.3)
+    """Draws the paper's Figure 5, a row for each transformation."""
+    figure = plots.figure(16, 10.5)
+    rows = figure.subplots(len(curves), 2 + len(layers))
+    for axes, (transformation, label) in zip(rows, LABELS.items()):
+        _draw_examples(axes[0], inputs.images[:EXAMPLES], transformation)
+        axes[0].set_xlabel(label)
+        curve = curves[transformation]
+        for panel, heights in zip(axes[1:], (*curve.relative, curve.probability)):
+            for image, height in zip(inputs.images, heights):
+                plots.curves(panel, curve.amounts, {_title(inputs, image): height})
+            panel.set(xlabel=label, ylim=(0, None))
+        axes[-1].set_ylim(0, 1.02)
     distances = [f"{layer}: distance / length of the original" for layer in layers]
     titles = ["examples", *distances, "probability of the class"]
-    for each, title in zip(rows[0], titles):
-        each.set_title(title)
-    names = [_name(inputs, picture) for picture in inputs.pictures]
-    lines = rows[0, 3].get_lines()
-    figure.legend(lines, names, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(page, dpi=110)
+    for panel, title in zip(rows[0], titles):
+        panel.set_title(title)
+    legend = rows[0, -1].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=5, frameon=False)
+    plots.save(path, figure)
 
 
-def _name(inputs: LoadedInputs, picture: Picture) -> str:
-    name = pathlib.Path(picture.name).name
-    return f"{name}: {short(inputs.classes[picture.label])} ({picture.why})"
+def _title(inputs: LoadedInputs, image: LabeledImage) -> str:
+    name = pathlib.Path(image.name).name
+    return f"{name}: {inputs.label_name(image)} ({image.label_source})"
 
 
-def _color(number: int) -> str:
-    """Of a picture's curves."""
-    return f"C{number % 10}"
-
-
-def _examples(config: Config, inputs: LoadedInputs, transformation: str) -> np.ndarray:
-    """Some pictures in rows, changed more and more, with their curves' colours."""
-    from matplotlib.colors import to_rgb
-
-    own = amounts(config.size)[transformation]
-    chosen = own[np.linspace(0, len(own) - 1, SHOWN).round().astype(int)]
-    drawn = inputs.pictures[:SHOWN]
-    gap = max(1, config.size // 12)
-    pitch = config.size + gap
-    page = np.full((len(drawn) * pitch - gap, gap + SHOWN * pitch, 3), 255, np.uint8)
-    for number, picture in enumerate(drawn):
-        row = page[number * pitch :][: config.size]
-        row[:, :gap] = np.multiply(255, to_rgb(_color(number)))
-        image = images.to_image(picture.pixels)
-        for place, amount in enumerate(chosen):
-            cell = row[:, 2 * gap + place * pitch :][:, : config.size]
-            cell[:] = np.asarray(transformed(image, transformation, amount))
-    return page
+def _draw_examples(
+    axes: Any, examples: Sequence[LabeledImage], transformation: str
+) -> None:
+    """Draws images in rows, transformed more and more, marked in their curves' colours."""
+    amounts = invariance.amounts(len(examples[0].pixels))[transformation]
+    shown = amounts[np.linspace(0, len(amounts) - 1, EXAMPLES).round().astype(int)]
+    originals = [images.to_image(image.pixels) for image in examples]
+    pictures = [
+        [np.asarray(invariance.transformed(image, transformation, x)) for x in shown]
+        for image in originals
+    ]
+    plots.mosaic(axes, pictures, ["■"] * len(examples), [f"{x:g}" for x in shown])
+    for number, tick in enumerate(axes.get_yticklabels()):
+        tick.set(color=f"C{number % 10}", fontsize=16)

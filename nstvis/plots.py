@@ -17,7 +17,8 @@ def figure(width: float, height: float, **options: Any) -> Any:
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
-    return Figure(figsize=(width, height), **{"layout": "constrained"} | options)
+    settings: dict[str, Any] = {"layout": "constrained"} | options
+    return Figure(figsize=(width, height), **settings)
 
 
 def save(path: pathlib.Path, figure: Any) -> None:
@@ -26,14 +27,14 @@ def save(path: pathlib.Path, figure: Any) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def image(axes: Any, pixels: npt.ArrayLike, **options: Any) -> Any:
+def image(axes: Any, pixels: Any, **options: Any) -> Any:
     """Shows an image, or a map of numbers, without ticks; returns matplotlib's handle."""
     axes.set(xticks=[], yticks=[])
     return axes.imshow(pixels, **options)
 
 
 def curves(
-    axes: Any, x: Sequence[Any], lines: Mapping[str, npt.ArrayLike], **options: Any
+    axes: Any, x: Any, lines: Mapping[str, npt.ArrayLike], **options: Any
 ) -> None:
     """Draws curves over a grid, each with its name in the legend.
 
@@ -97,3 +98,83 @@ def metrics(
     axes.set_yscale(scale if rows else "linear")
     axes.legend()
     save(path, page)
+
+
+def mosaic(
+    axes: Any,
+    pictures: Sequence[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    **options: Any,
+) -> None:
+    """Draws pictures of one size as a grid with labelled rows and columns.
+
+    Args:
+        axes: Matplotlib's.
+        pictures: Rows of pictures, `[height, width, 3]` or grey `[height, width]`, in
+            0..255; None leaves a gap.
+        rows: The rows' labels.
+        columns: The columns' labels.
+        **options: Of `axes.imshow`.
+    """
+    height, width = next(p.shape[:2] for row in pictures for p in row if p is not None)
+    gap = max(2, height // 12)
+    down, across = height + gap, width + gap
+    page = np.full((len(rows) * down, len(columns) * across, 3), 255, np.uint8)
+    for i, row in enumerate(pictures):
+        for j, picture in enumerate(row):
+            if picture is not None:
+                top, left = i * down + gap // 2, j * across + gap // 2
+                cell = page[top : top + height, left : left + width]
+                cell[:] = picture if picture.ndim == 3 else picture[..., None]
+    axes.imshow(page, **options)
+    axes.set_xticks((np.arange(len(columns)) + 0.5) * across - 0.5, columns)
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * down - 0.5, rows)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
+def heatmap(axes: Any, values: npt.ArrayLike, **options: Any) -> None:
+    """Shows a map of numbers in colours, and what the colours mean beside it."""
+    handle = image(axes, values, cmap="turbo", **options)
+    axes.figure.colorbar(handle, ax=axes, shrink=0.8)
+
+
+# Of the first category, of the most frequent others, and of all the rest.
+_CATEGORY_COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"]
+_REST_COLOR = "lightgray"
+
+
+def categories(
+    axes: Any, values: np.ndarray, names: Sequence[str], first: int, **options: Any
+) -> None:
+    """Shows a map of categories in colours, with a legend beside it.
+
+    Args:
+        axes: Matplotlib's.
+        values: Numbers of categories, int `[rows, columns]`.
+        names: The names of all categories.
+        first: The category of the first colour; the most frequent others follow, and
+            the rest shares the last colour.
+        **options: Of `axes.imshow`.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
+    present, counts = np.unique(values, return_counts=True)
+    frequent = present[np.argsort(-counts, kind="stable")]
+    others = frequent[frequent != first][: len(_CATEGORY_COLORS) - 1]
+    shown = [first, *others.tolist()]
+    colors = [*_CATEGORY_COLORS[: len(shown)], _REST_COLOR]
+    ranks = np.full(len(names), len(shown))
+    ranks[shown] = np.arange(len(shown))
+    image(axes, np.array([to_rgb(color) for color in colors])[ranks[values]], **options)
+    labels = [names[number] for number in shown]
+    labels += ["others"] * bool(np.isin(present, shown, invert=True).any())
+    axes.legend(
+        handles=[Patch(color=c, label=label) for c, label in zip(colors, labels)],
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        fontsize=8,
+        frameon=False,
+    )

@@ -1,4 +1,4 @@
-"""Correspondence of parts: the measure, the masks, one's own images, and the launcher."""
+"""Correspondence of parts: the measure, the masks, the statistics, and the launcher."""
 
 import csv
 import dataclasses
@@ -14,10 +14,10 @@ from PIL import Image
 
 from experiments import correspondence as experiment
 from nstvis import images, models
-from nstvis.data import primitives
-from nstvis.probes import correspondence
-
-FACES = 30 * primitives.SPLITS["train"]  # the place of the first
+from nstvis.probes import correspondence, parts
+from nstvis.runs import config as configs
+from nstvis.runs import workdir
+from nstvis.runs.progress import Interrupted
 
 
 def some_signs(count, positions, chances):
@@ -126,9 +126,10 @@ def test_what_masks_change_is_brute_force_s(filters, batch):
         np.testing.assert_allclose(changes, differ.sum(1) / 6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_mask_does_not_change_is_exactly_nothing():
     forward, params = models.load("alexnet_small")
-    pictures = correspondence.drawn(6, 64).images.copy()
+    pictures = parts.drawn(6, 64).images.copy()
     boxes = np.tile([10, 10, 20, 20], (6, 1))
     pictures[:, 10:20, 10:20] = 127
     compare = correspondence.Comparison(forward, params, ["conv5", "fc7"], pictures, 4)
@@ -137,9 +138,9 @@ def test_what_a_mask_does_not_change_is_exactly_nothing():
 
 def test_the_same_image_again_is_no_distance_away():
     forward, params = models.load("alexnet_small")
-    parts = correspondence.drawn(2, 64)
+    faces = parts.drawn(2, 64)
     pictures, boxes = (
-        np.repeat(x[:1], 4, 0) for x in (parts.images, parts.boxes["nose"])
+        np.repeat(x[:1], 4, 0) for x in (faces.images, faces.boxes["nose"])
     )
     compare = correspondence.Comparison(forward, params, ["conv5"], pictures, 4)
     assert not np.asarray(compare(boxes)).any()
@@ -155,96 +156,48 @@ def test_features_that_are_not_finite_are_no_signs(filters):
         )
 
 
-# Drawn faces.
+# The statistics.
 
 
-def test_drawn_faces_have_the_boxes_that_were_drawn():
-    parts = correspondence.drawn(3, 64)
-    for i in range(3):
-        kind, image, parameters = primitives.example(0, "train", FACES + i)
-        assert kind == "face"
-        np.testing.assert_array_equal(parts.images[i], np.asarray(image))
-        assert {name: x[i].tolist() for name, x in parts.boxes.items()} == (
-            parameters["boxes"]
-        )
+def test_statistics_pool_random_masks_over_draws_and_sizes():
+    boxes = np.zeros((2, 4), int)
+    kinds = [("eye", "eye"), ("random", "eye"), ("random", "eye"), ("one place", "eye")]
+    kinds += [("nose", "nose"), ("random", "nose"), ("one place", "nose")]
+    masks = [correspondence.Mask(kind, part, boxes) for kind, part in kinds]
+    changes = np.random.default_rng(0).random((len(masks), 3, 2))
+    statistics = correspondence.statistics(masks, changes)
+    pooled = {("eye", "eye"): [0], ("random", "eye"): [1, 2], ("random", ""): [1, 2, 5]}
+    for key, rows in pooled.items():
+        values = np.concatenate(changes[rows], -1)
+        expected = np.stack([values.mean(-1), values.std(-1)], -1)
+        np.testing.assert_allclose(statistics[key], expected)
+    assert list(correspondence.rows(statistics)) == [
+        "eye",
+        "nose",
+        "random",
+        "one place",
+    ]
+    matched = correspondence.matched(statistics, "random")
+    assert list(matched) == ["eye", "nose"]
+    np.testing.assert_allclose(matched["nose"], changes[5].mean(-1))
 
 
-@pytest.mark.parametrize("count", [1, 201])
-def test_there_are_two_to_two_hundred_of_them(count):
-    with pytest.raises(ValueError, match=f"count={count} should be 2 to 200"):
-        correspondence.drawn(count, 64)
-
-
-# Images of one's own.
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "size", "box", "expected"),
-    [
-        (64, 64, 64, [3, 4, 10, 9], [3, 4, 10, 9]),
-        (96, 64, 32, [2, 18, 10, 28], [1, 1, 5, 6]),
-        (64, 96, 32, [18, 2, 28, 10], [1, 1, 6, 5]),
-        (50, 81, 50, [20, 5, 31, 11], [4, 5, 16, 11]),
-        (30, 30, 45, [1, 2, 4, 5], [1, 3, 6, 8]),
-    ],
-)
-def test_boxes_are_scaled_with_their_image(
-    width, height, size, box, expected, tmp_path
-):
-    picture = np.zeros((height, width, 3), np.uint8)
-    top, left, bottom, right = box
-    picture[top:bottom, left:right] = 255
-    for name in "ab":
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    listed = {f"{name}.png": {"part": box} for name in "ab"}
-    (tmp_path / "parts.json").write_text(json.dumps(listed))
-    parts = correspondence.read(tmp_path / "parts.json", size)
-    assert parts.boxes["part"].tolist() == [expected] * 2
-    # The part is there: the middle of the light is that of the box.
-    light = parts.images[0, ..., 0] / 255
-    middle = [(light.sum(1 - i) * (np.arange(size) + 0.5)).sum() for i in (0, 1)]
-    corners = np.reshape(expected, (2, 2))
-    np.testing.assert_allclose(middle / light.sum(), corners.mean(0), atol=0.6)
-
-
-GOOD = {"a.png": {"eye": [1, 11, 9, 19]}, "b.png": {"eye": [2, 12, 8, 18]}}
-
-
-@pytest.mark.parametrize(
-    ("listed", "message"),
-    [
-        ([1, 2], "should list two or more images"),
-        ({"a.png": GOOD["a.png"]}, "should list two or more images"),
-        (GOOD | {"a.png": [1, 2, 3, 4]}, "should list two or more images"),
-        (GOOD | {"c.png": GOOD["a.png"]}, r"there is no image .*c\.png"),
-        (GOOD | {"b.png": {"nose": [1, 11, 5, 19]}}, "a.png has no 'nose'"),
-        (GOOD | {"b.png": {"eye": [1, 11, 5]}}, "b.png: 'eye' .* should be"),
-        (GOOD | {"b.png": {"eye": [1, 11, 5, "x"]}}, "b.png: 'eye' .* should be"),
-        (GOOD | {"b.png": {"eye": 5}}, "b.png: 'eye' 5 should be"),
-        (GOOD | {"b.png": {"eye": [1, 11, 31, 19]}}, "not within the 40 x 30 pixels"),
-        (GOOD | {"b.png": {"eye": [-1, 11, 9, 19]}}, "not within"),
-        (GOOD | {"b.png": {"eye": [9, 11, 9, 19]}}, "not within"),
-        (GOOD | {"b.png": {"eye": [1, 3, 9, 19]}}, "crop the image"),
-    ],
-)
-def test_what_is_wrong_with_a_list_is_said(listed, message, tmp_path):
-    for name in GOOD:
-        Image.new("RGB", (40, 30)).save(tmp_path / name)
-    path = tmp_path / "parts.json"
-    path.write_text(json.dumps(GOOD))
-    correspondence.read(path, 20)
-    path.write_text(json.dumps(listed))
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        correspondence.read(path, 20)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_list_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.json: no such file"):
-        correspondence.read(tmp_path / "nowhere.json", 20)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="bad.json: not JSON"):
-        correspondence.read(tmp_path / "bad.json", 20)
+def test_the_table_names_the_parts_that_are_more_consistent():
+    numbers = {
+        ("eye", "eye"): 0.2,
+        ("nose", "nose"): 0.4,
+        ("random", "eye"): 0.3,
+        ("random", "nose"): 0.3,
+        ("random", ""): 0.3,
+        ("one place", "eye"): 0.1,
+        ("one place", "nose"): 0.1,
+        ("one place", ""): 0.1,
+    }
+    statistics = {key: np.array([[mean, 0.05]]) for key, mean in numbers.items()}
+    lines = list(correspondence.table(["conv1"], statistics))
+    assert lines[1].split() == ["eye", "0.200", "±", "0.050"]
+    assert lines[-2].endswith("at random places: eye by 0.100 (1 of 2)")
+    assert lines[-1].endswith("at one place in all images: no part (0 of 2)")
 
 
 # The experiment.
@@ -261,36 +214,38 @@ def rows(workdir):
         }
 
 
+@pytest.mark.slow
 def test_the_launcher_leaves_a_table_and_a_picture_once(tmp_path):
-    small = ["--config.count=4", "--config.draws=2", f"--workdir={tmp_path / 'run'}"]
-    done = launcher.launch("--experiment=correspondence", *small)
+    run, fields = tmp_path / "run", {"count": 4, "draws": 2}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    done = launcher.launch("--experiment=correspondence", f"--workdir={run}", *flags)
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "run/correspondence.txt").read_text()
+    table = (run / "correspondence.txt").read_text()
     assert table in done.stderr
-    found = rows(tmp_path / "run")
-    parts = correspondence.drawn(4, 64)
+    statistics, faces = rows(run), parts.drawn(4, 64)
     forward, params = models.load("alexnet_small")
-    masked = parts.images.copy()
-    for picture, (top, left, bottom, right) in zip(masked, parts.boxes["nose"]):
-        picture[top:bottom, left:right] = 127
+    masked = faces.images.copy()
+    for image, (top, left, bottom, right) in zip(masked, faces.boxes["nose"]):
+        image[top:bottom, left:right] = 127
     before, after = (
-        forward(params, x.astype("float32")) for x in (parts.images, masked)
+        forward(params, x.astype("float32")) for x in (faces.images, masked)
     )
     for layer in ("conv5", "fc7"):
         signs = np.sign(np.asarray(before[layer] - after[layer]).reshape(4, -1))
-        own = (signs[:, None] != signs).mean(-1).sum(1) / 3
-        mean, deviation = found["nose", "nose", layer]
+        distances = (signs[:, None] != signs).mean(-1).sum(1) / 3
+        mean, deviation = statistics["nose", "nose", layer]
         # Other programs round differently, and so a few signs.
-        assert mean == pytest.approx(own.mean(), abs=2e-3)
-        assert deviation == pytest.approx(own.std(), abs=2e-3)
+        assert mean == pytest.approx(distances.mean(), abs=2e-3)
+        assert deviation == pytest.approx(distances.std(), abs=2e-3)
         assert f"{mean:.3f} ± {deviation:.3f}" in table
         for row in ("random", "one place"):
-            each = [found[row, part, layer][0] for part in parts.boxes]
-            assert found[row, "all", layer][0] == pytest.approx(np.mean(each), abs=1e-5)
-    assert images.read(tmp_path / "run/correspondence.png").width > 800
-    again = launcher.launch("--experiment=correspondence", *small)
-    assert again.returncode == 0
-    assert "finished already" in again.stderr
+            means = [statistics[row, part, layer][0] for part in faces.boxes]
+            pooled = statistics[row, "all", layer][0]
+            assert pooled == pytest.approx(np.mean(means), abs=1e-5)
+    assert images.read(run / "correspondence.png").width > 800
+    results = workdir.claim(run, "correspondence", experiment.Config(**fields))
+    names = ("correspondence.png", "correspondence.txt", "correspondence.csv")
+    assert results == [run / name for name in names]
 
 
 FORK = """
@@ -333,7 +288,7 @@ def config(tmp_path):
     )
 
 
-def test_interrupted_it_goes_on_and_ends_the_same(config, tmp_path, monkeypatch):
+def test_interrupted_it_resumes_and_ends_the_same(config, tmp_path, monkeypatch):
     measured = correspondence.Comparison.__call__
     calls = []
 
@@ -345,12 +300,14 @@ def test_interrupted_it_goes_on_and_ends_the_same(config, tmp_path, monkeypatch)
 
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    assert experiment.run(config, tmp_path / "whole") == 0
+    experiment.run(config, tmp_path / "whole")
     monkeypatch.setattr(correspondence.Comparison, "__call__", interrupted)
-    assert experiment.run(config, tmp_path / "stopped") == 128 + signal.SIGTERM
+    with pytest.raises(Interrupted) as stopped:
+        experiment.run(config, tmp_path / "stopped")
+    assert stopped.value.signum == signal.SIGTERM
     assert len(calls) == 4
     assert not (tmp_path / "stopped/correspondence.csv").exists()
-    assert experiment.run(config, tmp_path / "stopped") == 0
+    experiment.run(config, tmp_path / "stopped")
     # Two parts, each with two draws at random and two at one place.
     assert len(calls) == 2 * (1 + 2 + 2)
     for name in ("correspondence.csv", "correspondence.txt", "correspondence.png"):
@@ -365,13 +322,18 @@ def test_interrupted_it_goes_on_and_ends_the_same(config, tmp_path, monkeypatch)
     ("changes", "message"),
     [
         ({"layers": "stern"}, "did you mean 'stem'"),
+        ({"layers": "stem,stem"}, "layers=stem,stem: stem is given twice"),
+        ({"layers": ""}, "layers should name at least one layer"),
         ({"draws": 0}, "draws should be at least 1"),
+        ({"count": 1}, "count should be at least 2"),
         ({"parts": "nowhere.json"}, "nowhere.json: no such file"),
     ],
 )
 def test_mistakes_are_said_in_a_line(config, changes, message, tmp_path):
+    changed = dataclasses.replace(config, **changes)
     with pytest.raises((ValueError, OSError), match=message):
-        experiment.run(dataclasses.replace(config, **changes), tmp_path)
+        configs.check(changed)
+        experiment.run(changed, tmp_path)
 
 
 def test_no_part_may_be_called_random(config, tmp_path):

@@ -14,6 +14,9 @@ from PIL import Image
 from experiments import invariance as experiment
 from nstvis import images, models
 from nstvis.layers import MEAN_COLOR
+from nstvis.probes import invariance
+from nstvis.runs import files, workdir
+from nstvis.runs.progress import Interrupted
 
 # Its dense layer is the mean colour, whatever the place.
 MEAN = """
@@ -38,7 +41,7 @@ def noise(*shape, seed=0):
 
 
 def changed(array, transformation, amount):
-    found = experiment.transformed(Image.fromarray(array), transformation, amount)
+    found = invariance.transformed(Image.fromarray(array), transformation, amount)
     return np.asarray(found)
 
 
@@ -92,11 +95,11 @@ def test_what_is_turned_into_the_corners_is_grey():
 
 
 def test_the_amounts_are_the_paper_s():
-    found = experiment.amounts(224)
+    found = invariance.amounts(224)
     assert [found["translation"][i] for i in (0, 17, -1)] == [-60, 0, 60]
     assert [found["scale"][i] for i in (0, -1)] == [1, 1.8]
     assert [found["rotation"][i] for i in (0, 1, -1)] == [0, 10, 350]
-    half = experiment.amounts(64)["translation"]
+    half = invariance.amounts(64)["translation"]
     np.testing.assert_array_equal(half, np.arange(-17, 18))
 
 
@@ -112,7 +115,7 @@ def test_distances_are_numpy_s():
         logits = x.reshape(len(x), -1) @ params
         return {"image": x, "logits": logits}
 
-    found = experiment.compare(
+    found = invariance.compare(
         forward, ["image", "logits"], jnp.asarray(weights), jnp.asarray(batch), 2
     )
     flat = batch.reshape(6, -1).astype(float)
@@ -137,7 +140,7 @@ def test_a_mean_over_all_pixels_does_not_mind_where_things_are():
         return {"conv1": x, "mean": x.mean((1, 2)), "logits": x.mean((1, 2)) / 50}
 
     batch = jnp.asarray(np.stack([image, *moved, *turned]))
-    distances, lengths, odds = experiment.compare(
+    distances, lengths, odds = invariance.compare(
         forward, ["conv1", "mean"], (), batch, 0
     )
     first, mean = np.asarray(distances / lengths[:, None])
@@ -180,14 +183,17 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def test_the_table_has_every_change_of_every_picture(pictures):
-    assert run(toy(pictures, label="1,0"), pictures / "run") == 0
+def test_the_table_has_every_change_of_every_picture(pictures, undrawn):
+    assert run(toy(pictures, label="1,0"), pictures / "run") == [
+        "invariance.png",
+        "invariance.csv",
+    ]
     forward, params = models.load(f"{pictures}/toy.py", "random")
     found, expected = rows(pictures / "run"), []
     for name, label in (("0.png", 1), ("1.png", 0)):
         image = np.asarray(images.read(pictures / name))
         one = forward(params, image[None].astype(np.float32))
-        for transformation, amounts in experiment.amounts(30).items():
+        for transformation, amounts in invariance.amounts(30).items():
             for amount in amounts:
                 x = changed(image, transformation, amount)[None].astype(np.float32)
                 other, numbers = forward(params, x), []
@@ -203,31 +209,30 @@ def test_the_table_has_every_change_of_every_picture(pictures):
         assert (row["transformation"], float(row["amount"])) == own[1:3]
         numbers = [float(row[name]) for name in (*COLUMNS, "probability")]
         np.testing.assert_allclose(numbers, own[3:], rtol=1e-4, atol=1e-4)
-    assert images.read(pictures / "run/invariance.png").width > 1000
 
 
-def test_interrupted_it_goes_on_and_ends_the_same(pictures, undrawn, monkeypatch):
-    config, write = toy(pictures), experiment._write
+def test_interrupted_it_resumes_and_ends_the_same(pictures, undrawn, monkeypatch):
+    config, write = toy(pictures), files.write_csv
     run(config, pictures / "whole")
 
     def stop(*arguments):
         write(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment, "_write", stop)
-        assert run(config, pictures / "run") == 128 + signal.SIGTERM
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) as stopped:
+        patched.setattr(files, "write_csv", stop)
+        run(config, pictures / "run")
+    assert stopped.value.signum == signal.SIGTERM
     assert len(rows(pictures / "run")) == len(rows(pictures / "whole")) / 2
-    looked = []
+    compared, compute = set(), invariance.Study._rows
 
-    def compared(picture, *arguments):
-        looked.append(picture.name)
-        return own(picture, *arguments)
+    def remember(study, image, changes):
+        compared.add(image.name)
+        return compute(study, image, changes)
 
-    own = experiment._rows
-    monkeypatch.setattr(experiment, "_rows", compared)
-    assert run(config, pictures / "run") == 0
-    assert set(looked) == {f"{pictures}/1.png"}
+    monkeypatch.setattr(invariance.Study, "_rows", remember)
+    run(config, pictures / "run")
+    assert compared == {f"{pictures}/1.png"}
     assert rows(pictures / "run") == rows(pictures / "whole")
 
 
@@ -244,20 +249,16 @@ def test_other_layers_are_refused_in_a_line(pictures, layers, message):
     assert str(error.value) == message
 
 
-def test_it_runs_offline_and_then_says_that_it_has(tmp_path):
-    arguments = [
-        "--experiment=invariance",
-        f"--workdir={tmp_path / 'run'}",
-        "--config.image=demo",
-        "--config.size=32",
-        "--config.batch=16",
-    ]
-    done = launcher.launch(*arguments)
+@pytest.mark.slow
+def test_it_runs_offline_and_is_then_finished(tmp_path):
+    run, fields = tmp_path / "run", {"image": "demo", "size": 32, "batch": 16}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    done = launcher.launch("--experiment=invariance", f"--workdir={run}", *flags)
     assert done.returncode == 0, done.stderr
     assert "moved by 1 px, conv1 by " in done.stderr
     assert " and fc7 by " in done.stderr
-    found = rows(tmp_path / "run")
-    assert len(found) == sum(map(len, experiment.amounts(32).values()))
+    found = rows(run)
+    assert len(found) == sum(map(len, invariance.amounts(32).values()))
     nothing = [
         row
         for row in found
@@ -271,8 +272,6 @@ def test_it_runs_offline_and_then_says_that_it_has(tmp_path):
         assert float(row["probability"]) == pytest.approx(
             float(nothing[0]["probability"]), rel=1e-5
         )
-    written = (tmp_path / "run/invariance.png").stat().st_mtime_ns
-    again = launcher.launch(*arguments)
-    assert again.returncode == 0, again.stderr
-    assert f"finished already: {tmp_path / 'run/invariance.png'}" in again.stderr
-    assert (tmp_path / "run/invariance.png").stat().st_mtime_ns == written
+    assert images.read(run / "invariance.png").width > 1000
+    results = workdir.claim(run, "invariance", experiment.Config(**fields))
+    assert results == [run / "invariance.png", run / "invariance.csv"]

@@ -1,7 +1,6 @@
 """Occlusion against squares placed one at a time, and its experiment."""
 
 import csv
-import functools
 import os
 import signal
 
@@ -15,6 +14,8 @@ from PIL import Image
 from experiments import occlusion as experiment
 from nstvis import images, layers, models
 from nstvis.probes import attribution, occlusion
+from nstvis.runs import workdir
+from nstvis.runs.progress import Interrupted
 
 # Sees one pixel; class 0 if it is light. Its second unit sees all pixels.
 ONE_PIXEL = """
@@ -54,10 +55,10 @@ def one_pixel(params, images):
 
 
 def slid(forward, layer, image, square, stride, batch, unit=0, label=0, params=()):
-    look = jax.jit(functools.partial(occlusion.look, forward, layer, square))
-    *_, (done, maps) = occlusion.slide(
-        look, params, image, unit, label, stride=stride, batch=batch
+    study = occlusion.Study(
+        forward, params, layer, "gradient", square, stride=stride, batch=batch
     )
+    *_, (done, maps) = study.slide(image, unit, label)
     assert done == maps.activity.size
     return maps
 
@@ -69,7 +70,7 @@ def slid(forward, layer, image, square, stride, batch, unit=0, label=0, params=(
 def test_the_square_is_where_it_should_be(square):
     image = noise(21, 30, 3)
     places = [(0, 0), (20, 29), (0, 15), (10, 29), (10, 15)]
-    found = occlusion.hidden(image, np.array(places), square)
+    found = occlusion.occluded(image, np.array(places), square)
     for own, place in zip(found, places, strict=True):
         np.testing.assert_array_equal(own, covered(image, *place, square))
 
@@ -77,7 +78,7 @@ def test_the_square_is_where_it_should_be(square):
 @pytest.mark.parametrize("square", [0, 22])
 def test_a_square_that_does_not_fit_is_refused(square):
     with pytest.raises(ValueError, match=f"square={square} should be 1 to 21 pixels"):
-        occlusion.hidden(noise(21, 30, 3), np.zeros((1, 2), int), square)
+        occlusion.occluded(noise(21, 30, 3), np.zeros((1, 2), int), square)
 
 
 def test_the_places_are_all_that_fit_and_in_the_middle():
@@ -120,7 +121,7 @@ def test_the_maps_are_those_of_squares_one_at_a_time(network, square, stride, ba
             expected = x[..., unit].astype(float).sum(), odds[label] / odds.sum()
             found = maps.activity[i, j], maps.probability[i, j]
             np.testing.assert_allclose(found, expected, rtol=2e-5)
-            assert maps.first[i, j] == logits.argmax()
+            assert maps.prediction[i, j] == logits.argmax()
     assert maps.activity.std() > 0
     assert maps.probability.std() > 0
 
@@ -135,7 +136,7 @@ def test_the_class_is_lost_exactly_where_its_pixel_is_hidden(square):
         np.abs(columns - 20 + (square % 2 == 0) / -2) <= (square - 1) / 2
     )
     assert hidden.sum() == square**2
-    np.testing.assert_array_equal(maps.first == 1, hidden)
+    np.testing.assert_array_equal(maps.prediction == 1, hidden)
     np.testing.assert_array_equal(maps.probability < 0.5, hidden)
 
 
@@ -146,13 +147,10 @@ def test_one_program_sees_batches_of_one_size():
         seen.append(images.shape)
         return one_pixel(params, images)
 
-    look = jax.jit(functools.partial(occlusion.look, forward, "conv1", 3))
+    study = occlusion.Study(forward, (), "conv1", "gradient", 3, stride=4, batch=5)
     for seed, unit, label in ((0, 0, 0), (1, 2, 1)):
         image = noise(23, 25, 3, seed=seed)
-        done = [
-            n
-            for n, _ in occlusion.slide(look, (), image, unit, label, stride=4, batch=5)
-        ]
+        done = [count for count, _ in study.slide(image, unit, label)]
         assert done == [*range(5, 42, 5), 42]
     assert seen == [(5, 23, 25, 3)]
 
@@ -200,8 +198,11 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures):
-    assert run(toy(pictures, label="0"), pictures / "run") == 0
+def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures, undrawn):
+    assert run(toy(pictures, label="0"), pictures / "run") == [
+        "occlusion.png",
+        "occlusion.csv",
+    ]
     found = rows(pictures / "run")
     places = occlusion.centres(40, 3)
     assert len(found) == 2 * len(places) ** 2
@@ -212,7 +213,6 @@ def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures):
         assert row["class"] == ("class 1" if hidden else "class 0")
         assert (float(row["probability"]) < 0.5) == hidden
         assert float(row["activity"]) == (0 if hidden else 55)
-    assert images.read(pictures / "run/occlusion.png").width > 1000
 
 
 def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
@@ -227,27 +227,28 @@ def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
         expected, _ = attribution.pictures(
             network, params, "conv1", image, np.array([1]), np.array([[10, 20]])
         )
-        np.testing.assert_array_equal(found["carried"], expected[0])
-        assert np.flatnonzero(found["carried"]).tolist() == [3 * (10 * 40 + 20)]
-        assert found["first"] == 0
+        np.testing.assert_array_equal(found["attribution"], expected[0])
+        assert np.flatnonzero(found["attribution"]).tolist() == [3 * (10 * 40 + 20)]
+        assert found["prediction"] == 0
         assert found["probability"] == pytest.approx(1 / (1 + np.exp(-10)))
 
 
-def test_interrupted_it_goes_on_and_ends_the_same(pictures, undrawn, monkeypatch):
-    config, save = toy(pictures), experiment._save
+def test_interrupted_it_resumes_and_ends_the_same(pictures, undrawn, monkeypatch):
+    config, write = toy(pictures), occlusion._write
     run(config, pictures / "whole")
 
     def stop(*arguments):
-        save(*arguments)
+        write(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment, "_save", stop)
-        assert run(config, pictures / "run") == 128 + signal.SIGTERM
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) as stopped:
+        patched.setattr(occlusion, "_write", stop)
+        run(config, pictures / "run")
+    assert stopped.value.signum == signal.SIGTERM
     first = pictures / "run/maps/0.npz"
     kept = first.stat().st_mtime_ns
     assert not (pictures / "run/maps/1.npz").exists()
-    assert run(config, pictures / "run") == 0
+    run(config, pictures / "run")
     assert first.stat().st_mtime_ns == kept
     assert rows(pictures / "run") == rows(pictures / "whole")
 
@@ -263,7 +264,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(pictures, undrawn, monkeypatch
         ({"unit": "conv2"}, "no layer 'conv2': did you mean 'conv1'"),
         ({"label": "dog"}, "no class 'dog' among the network's 2"),
         ({"label": "2"}, "no class '2' among the network's 2"),
-        ({"label": "0,1,0"}, "label has 3 classes for 2 pictures"),
+        ({"label": "0,1,0"}, "label has 3 classes for 2 images"),
         ({"rule": "magic"}, "no rule 'magic'"),
         ({"image": "nowhere.png"}, "nowhere.png: no such file"),
     ],
@@ -278,28 +279,18 @@ def test_what_cannot_be_is_refused_in_a_line(pictures, options, message):
 # Through the launcher.
 
 
-def test_it_runs_offline_and_then_says_that_it_has(tmp_path):
+@pytest.mark.slow
+def test_it_runs_offline_and_is_then_finished(tmp_path):
     Image.fromarray(noise(60, 50, 3).astype(np.uint8)).save(tmp_path / "a$_$.png")
-    arguments = [
-        "--experiment=occlusion",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.image=demo,{tmp_path / 'a$_$.png'}",
-        "--config.size=48",
-        "--config.square=11",
-        "--config.stride=10",
-        "--config.batch=7",
-    ]
-    done = launcher.launch(*arguments)
+    names, run = f"demo,{tmp_path / 'a$_$.png'}", tmp_path / "run"
+    fields = {"image": names, "size": 48, "square": 11, "stride": 10, "batch": 7}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    done = launcher.launch("--experiment=occlusion", f"--workdir={run}", *flags)
     assert done.returncode == 0, done.stderr
     assert "demo: " in done.stderr
-    assert "(network's first choice): " in done.stderr
-    assert len(rows(tmp_path / "run")) == 2 * 5 * 5
-    assert {row["image"] for row in rows(tmp_path / "run")} == {
-        "demo",
-        str(tmp_path / "a$_$.png"),
-    }
-    written = (tmp_path / "run/occlusion.png").stat().st_mtime_ns
-    again = launcher.launch(*arguments)
-    assert again.returncode == 0, again.stderr
-    assert f"finished already: {tmp_path / 'run/occlusion.png'}" in again.stderr
-    assert (tmp_path / "run/occlusion.png").stat().st_mtime_ns == written
+    assert "(predicted): " in done.stderr
+    assert len(rows(run)) == 2 * 5 * 5
+    assert {row["image"] for row in rows(run)} == set(names.split(","))
+    assert images.read(run / "occlusion.png").width > 1000
+    results = workdir.claim(run, "occlusion", experiment.Config(**fields))
+    assert results == [run / "occlusion.png", run / "occlusion.csv"]

@@ -1,15 +1,18 @@
-"""The checks of the checks: what they say of pictures whose answer is known."""
+"""The sanity checks on attributions and networks whose verdict is known."""
 
 import csv
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from launcher import launch
 from PIL import Image
 
-from experiments import sanity
-from nstvis.probes import attribution
+from experiments import sanity as experiment
+from nstvis.probes import attribution, sanity
+from nstvis.runs import config as configs
+from nstvis.runs import workdir
 
 
 def noise(seed, count=4):
@@ -32,12 +35,11 @@ def test_rank_correlation_is_spearman_s_of_absolute_values():
     assert np.isnan(sanity.rank_correlation(a * 0, b))
 
 
-def found(half, ratios):
+def report(half, ratios):
     depths = ["none", "fc2", "conv1"]
-    similar = {"guided": [1.0, half, half]}
-    empty = np.array([])
-    ratios = {"trained": np.array(ratios), "random": empty}
-    return sanity.Found(depths, {}, similar, np.ones((1, 1)), ratios)
+    similarity = {"guided": [1.0, half, half]}
+    ratios = {"trained": np.array(ratios), "random": np.array([])}
+    return sanity.Report(depths, similarity, np.ones((1, 1)), ratios)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def found(half, ratios):
     [(0.9, "FAILS"), (0.45, "DOUBTFUL"), (0.1, "PASSES"), (np.nan, "cannot be judged")],
 )
 def test_verdicts_on_rules(half, word):
-    first, _ = sanity.verdicts(found(half, [1.0]), "conv5")
+    first, _ = sanity.verdicts(report(half, [1.0]), "conv5")
     assert first.startswith(f"guided {word}")
 
 
@@ -58,7 +60,7 @@ def test_verdicts_on_rules(half, word):
     ],
 )
 def test_verdicts_on_optimised_pictures(ratios, words):
-    assert words in sanity.verdicts(found(0.1, ratios), "conv5")[-1]
+    assert words in sanity.verdicts(report(0.1, ratios), "conv5")[-1]
 
 
 def test_weights_become_random_from_the_last_layer_down():
@@ -72,24 +74,46 @@ def test_weights_become_random_from_the_last_layer_down():
         x["two"] = x["one"] + params["body"]
         return x | {"out": x["two"] * params["classifier"]}
 
-    found = sanity.randomised(forward, params, random, np.ones((1, 3)))
-    assert list(found) == names[::-1]
-    alive = [{n for n in params if d[n].any()} for d in found.values()]
+    depths = sanity.randomised(forward, params, random, np.ones((1, 3)))
+    assert list(depths) == names[::-1]
+    alive = [{n for n in params if d[n].any()} for d in depths.values()]
     assert alive == [{"stem", "body"}, {"stem"}, set()]
 
 
-SMALL = [
-    "--experiment=sanity",
-    "--config.images=4",
-    "--config.units=2",
-    "--config.size=40",
-]
+def test_batches_change_no_attribution(monkeypatch):
+    monkeypatch.setattr(attribution, "RULES", ("guided",))
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(48, 5)), jnp.float32)
+
+    def forward(params, images):
+        hidden = jax.nn.relu(images.reshape(len(images), -1) @ params)
+        return {"hidden": hidden, "logits": hidden @ params.T[:, :5]}
+
+    images = np.random.default_rng(1).normal(size=(7, 4, 4, 3)).astype(np.float32)
+    units = np.arange(7) % 5
+    whole, parts = (
+        sanity.attributions(forward, {"none": params}, "logits", images, units, batch)
+        for batch in (7, 3)
+    )
+    assert parts["guided"][0].shape == images.shape
+    np.testing.assert_allclose(parts["guided"][0], whole["guided"][0], rtol=1e-5)
 
 
+def test_reports_compare_depths_and_rules():
+    a, b = noise(0), noise(1)
+    report = sanity.report(["none", "fc"], {"x": [a, b], "y": [b, b]}, {})
+    similar = sanity.rank_correlation(a, b)
+    np.testing.assert_allclose(report.similarity["x"], [1, similar])
+    np.testing.assert_allclose(report.similarity["y"], [1, 1])
+    np.testing.assert_allclose(report.agreement, [[1, similar], [similar, 1]])
+
+
+@pytest.mark.slow
 def test_the_page_and_the_numbers(tmp_path):
-    done = launch(*SMALL, f"--workdir={tmp_path / 'run'}")
+    run, fields = tmp_path / "run", {"images": 4, "units": 2, "size": 40}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    done = launch("--experiment=sanity", f"--workdir={run}", *flags)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "run/sanity.csv").open() as file:
+    with (run / "sanity.csv").open() as file:
         rows = list(csv.DictReader(file))
     numbers = {(r["check"], r["method"], r["against"]): float(r["value"]) for r in rows}
     depths = ["none", "fc8", "fc7", "fc6", *(f"conv{i}" for i in (5, 4, 3, 2, 1))]
@@ -105,23 +129,27 @@ def test_the_page_and_the_numbers(tmp_path):
     )
     ratios = [r for r in rows if r["check"] == "optimised : natural"]
     assert {r["against"] for r in ratios} == {"trained", "random"}
-    for rule in [*attribution.RULES, "optimised pictures"]:
-        assert f"{rule} " in done.stderr
-    with Image.open(tmp_path / "run/sanity.png") as page:
+    for method in [*attribution.RULES, "optimised pictures"]:
+        assert f"{method} " in done.stderr
+    with Image.open(run / "sanity.png") as page:
         assert page.width > 600
-    again = launch(*SMALL, f"--workdir={tmp_path / 'run'}")
-    assert "finished already" in again.stderr
+    results = workdir.claim(run, "sanity", experiment.Config(**fields))
+    assert results == [run / "sanity.png", run / "sanity.csv"]
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("options", "message"),
     [
-        ("--config.layer=conv9", "did you mean 'conv5'?"),
-        ("--config.images=0", "images should be at least 1"),
-        ("--config.weights=random", "nothing to make random"),
+        ({"layer": "conv9"}, "did you mean 'conv5'?"),
+        ({"images": 0}, "images should be at least 1"),
+        ({"units": 0}, "units should be at least 1"),
+        ({"weights": "random"}, "nothing to make random"),
     ],
 )
-def test_mistakes_get_one_line(flag, message, tmp_path):
-    done = launch(*SMALL[:1], flag, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 1
-    assert message in done.stderr.splitlines()[-1]
+def test_mistakes_get_one_line(options, message, tmp_path):
+    config = experiment.Config(**options)
+    with pytest.raises(ValueError) as error:
+        configs.check(config)
+        experiment.run(config, tmp_path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

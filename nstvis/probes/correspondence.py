@@ -1,154 +1,125 @@
-"""Correspondence: whether a network treats the same part of different images alike.
+"""Correspondence: whether masking a part changes the features of all images alike.
 
 Zeiler & Fergus 2013 (arXiv:1311.2901), section 4.4. With x_i the features of image i at
-a layer, and x~_i those of the image with a part masked, eps_i = x_i - x~_i is what the
-part has to do with the features, and
+a layer, and x~_i those of the image with a part masked, eps_i = x_i - x~_i is the part's
+contribution to the features, and
 
     Delta = mean over i != j of H(sign(eps_i), sign(eps_j)),
 
 where sign is -1, 0 or 1, and H, the Hamming distance, is the share of positions that
-differ: 0 if the part does the same to every image, so lower is more consistent. The
-paper writes a sum, of numbers whose scale it does not tell; this is a mean. All boxes
-are top, left, bottom, right in pixels, the last two exclusive.
+differ: 0 if masking the part has the same effect on every image, so lower is more
+consistent. The paper's sum has no stated scale; this is a mean. All boxes are top, left,
+bottom, right in pixels, the last two exclusive.
 """
 
+import collections
 import dataclasses
-import io
-import json
-import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import crops, devices, images
-from nstvis.data import Example, primitives
+from nstvis import devices, images, models
 from nstvis.models import Forward, Params
+from nstvis.probes.parts import Parts
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.progress import Progress
+from nstvis.runs.registry import unknown
 
 
-def masked(pictures: Array, boxes: Array) -> Array:
-    """Hides a box of each picture behind grey.
+def masked(pixels: Array, boxes: Array) -> Array:
+    """Hides a box of each image behind grey.
 
     Args:
-        pictures: float32 `[n, height, width, 3]`, 0..255.
+        pixels: float32 `[n, height, width, 3]`, 0..255.
         boxes: `[n, 4]`.
     """
-    rows, columns = (jnp.arange(side)[None] for side in pictures.shape[1:3])
+    rows, columns = (jnp.arange(side)[None] for side in pixels.shape[1:3])
     top, left, bottom, right = boxes.T[..., None]
     down = (rows >= top) & (rows < bottom)
     across = (columns >= left) & (columns < right)
     inside = down[:, :, None] & across[:, None, :]
-    return jnp.where(inside[..., None], images.GREY, pictures)
+    return jnp.where(inside[..., None], images.GREY, pixels)
 
 
 def hamming(signs: Array) -> Array:
-    """Shares of positions at which any two rows differ, `[n, n]`, of up to 2**24.
+    """Computes the share of positions at which any two rows differ.
 
     Args:
-        signs: -1, 0 or 1, `[n, positions]`.
+        signs: -1, 0 or 1, `[n, positions]`, up to 2**24 positions.
+
+    Returns:
+        `[n, n]`.
     """
-    # Products of zeros and ones: exact at any of the devices' precisions.
-    same = ((signs == sign).astype(jnp.float32) for sign in (-1, 0, 1))
-    agreements = sum((one @ one.T for one in same), jnp.float32(0))
+    # Products of zeros and ones, which are exact at any precision of the devices.
+    indicators = ((signs == sign).astype(jnp.float32) for sign in (-1, 0, 1))
+    agreements = sum((x @ x.T for x in indicators), jnp.float32(0))
     return (signs.shape[1] - agreements) / signs.shape[1]
 
 
 def sign_change(signs: Array) -> Array:
-    """Each image's mean Hamming distance from the others, `[n]`; their mean is Delta.
+    """Computes each image's mean Hamming distance from the others.
 
     Args:
         signs: Those of eps, -1, 0 or 1, `[n, positions]`.
+
+    Returns:
+        `[n]`, whose mean is Delta.
     """
     return hamming(signs).sum(1) / (len(signs) - 1)
 
 
-class Comparison:
-    """Images whose parts are masked, and what that changes in a network's features."""
-
-    def __init__(
-        self,
-        forward: Forward,
-        params: Params,
-        layers: Sequence[str],
-        pictures: np.ndarray,
-        batch: int,
-    ):
-        """Computes the features of the images as they are.
-
-        Args:
-            forward: The network.
-            params: Its parameters.
-            layers: Whose features are compared.
-            pictures: uint8 `[n, size, size, 3]`.
-            batch: Images in a batch.
-        """
-
-        @jax.jit
-        def features(params: Params, pictures: Array, boxes: Array) -> list[Array]:
-            found = forward(params, masked(pictures.astype(jnp.float32), boxes))
-            return [found[name].reshape(len(pictures), -1) for name in layers]
-
-        self._features, self._params, self._layers = features, params, layers
-        self._pictures, self._batch = pictures, min(batch, len(pictures))
-        nowhere = np.zeros((len(pictures), 4), int)
-        # By the same program, as another one may round differently: what a mask does
-        # not change is to be no change at all.
-        self._originals = list(self._computed(nowhere))
-
-    def __call__(self, boxes: np.ndarray) -> Array:
-        """Each image's mean distance from the others, with a box of each masked.
-
-        Args:
-            boxes: `[n, 4]`.
-
-        Returns:
-            What `sign_change` says, `[layers, n]`.
-
-        Raises:
-            FloatingPointError: A feature is not a finite number.
-        """
-        signs: list[list[Array]] = [[] for _ in self._layers]
-        for before, after in zip(self._originals, self._computed(boxes)):
-            for name, known, x, other in zip(self._layers, signs, before, after):
-                if not jnp.isfinite(x - other).all():
-                    raise FloatingPointError(f"{name} is not finite for an image")
-                known.append(jnp.sign(x - other).astype(jnp.int8))
-        count = len(self._pictures)
-        every = [jnp.concatenate(known)[:count] for known in signs]
-        return jnp.stack([_sign_change(known) for known in every])
-
-    def flops(self) -> float:
-        """Floating-point operations of a call, but for those of the comparison."""
-        pictures = self._pictures[: self._batch]
-        boxes = np.zeros((self._batch, 4), int)
-        cost = devices.flops(self._features, self._params, pictures, boxes)
-        return cost * len(self._originals)
-
-    def _computed(self, boxes: np.ndarray) -> Iterator[list[Array]]:
-        """Features batch by batch; the last one is filled with the first images."""
-        count = len(boxes)
-        for first in range(0, count, self._batch):
-            some = np.arange(first, first + self._batch) % count
-            yield self._features(self._params, self._pictures[some], boxes[some])
+# Random masks: each image's at another place, or all images' at the same one.
+RANDOM, SAME_PLACE = "random", "one place"
+PLACES = {RANDOM: "at random places", SAME_PLACE: "at one place in all images"}
 
 
-_sign_change = jax.jit(sign_change)
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """One box in every image: a part's, or one of a part's size at a random place."""
+
+    # The part's name, RANDOM or SAME_PLACE.
+    kind: str
+    # The part whose sizes the boxes have.
+    part: str
+    # `[images, 4]`.
+    boxes: np.ndarray
+
+
+def masks(parts: Parts, draws: int, seed: int) -> list[Mask]:
+    """Returns every part's mask, each followed by random ones of its sizes.
+
+    Args:
+        parts: Images and their parts.
+        draws: Random masks of each kind for each part.
+        seed: Seed of the random places.
+
+    Raises:
+        ValueError: A part has the name of a kind of random masks.
+    """
+    size, rng, made = parts.images.shape[1], np.random.default_rng(seed), []
+    for part, boxes in parts.boxes.items():
+        if part in PLACES:
+            raise ValueError(f"no part can be called {part!r}, as random masks are")
+        made.append(Mask(part, part, boxes))
+        for kind in list(PLACES) * draws:
+            places = elsewhere(boxes, size, rng, together=kind == SAME_PLACE)
+            made.append(Mask(kind, part, places))
+    return made
 
 
 def elsewhere(
     boxes: np.ndarray, size: int, rng: np.random.Generator, *, together: bool
 ) -> np.ndarray:
-    """Boxes of the same sizes at random places, all within the image.
+    """Moves boxes to random places, all within the image.
 
     Args:
         boxes: `[n, 4]`.
         size: Side of the images.
         rng: Where the randomness comes from.
-        together: Whether all are at one random place, as far as their sizes let them.
+        together: Whether all share one random place, as far as their sizes let them.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     chance = rng.random((1 if together else len(boxes), 2))
@@ -156,120 +127,187 @@ def elsewhere(
     return np.concatenate([corners, corners + sides], 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Images, and where the same parts of them are."""
+class Comparison:
+    """Masks boxes of images, and compares how that changes a network's features."""
 
-    # uint8 `[n, size, size, 3]`.
-    images: np.ndarray
-    # By the part's name, `[n, 4]`.
-    boxes: Mapping[str, np.ndarray]
+    def __init__(
+        self,
+        forward: Forward,
+        params: Params,
+        layers: Sequence[str],
+        pixels: np.ndarray,
+        batch: int,
+    ):
+        """Computes the features of the unmasked images.
+
+        Args:
+            forward: The network.
+            params: Its parameters.
+            layers: Whose features are compared.
+            pixels: uint8 `[n, size, size, 3]`.
+            batch: Images in a batch.
+
+        Raises:
+            ValueError: No such layer.
+        """
+        known = models.units(forward, params, pixels.shape[1])
+        for name in layers:
+            if name not in known:
+                raise ValueError(unknown("layer", name, known))
+
+        @jax.jit
+        def features(params: Params, pixels: Array, boxes: Array) -> list[Array]:
+            activations = forward(params, masked(pixels.astype(jnp.float32), boxes))
+            return [activations[name].reshape(len(pixels), -1) for name in layers]
+
+        self._features, self._params, self._layers = features, params, layers
+        self._pixels, self._batch = pixels, min(batch, len(pixels))
+        # By the same program, as another one may round differently: a feature that a
+        # mask does not change must have a difference of exactly 0.
+        self._originals = list(self._compute(np.zeros((len(pixels), 4), int)))
+
+    def __call__(self, boxes: np.ndarray) -> Array:
+        """Computes each image's mean distance from the others, with a box of each masked.
+
+        Args:
+            boxes: `[n, 4]`.
+
+        Returns:
+            `sign_change` of each layer, `[layers, n]`.
+
+        Raises:
+            FloatingPointError: A feature is not a finite number.
+        """
+        signs: list[list[Array]] = [[] for _ in self._layers]
+        for before, after in zip(self._originals, self._compute(boxes)):
+            for name, batches, x, y in zip(self._layers, signs, before, after):
+                if not jnp.isfinite(x - y).all():
+                    raise FloatingPointError(f"{name} is not finite for an image")
+                batches.append(jnp.sign(x - y).astype(jnp.int8))
+        count = len(self._pixels)
+        return jnp.stack([_sign_change(jnp.concatenate(x)[:count]) for x in signs])
+
+    def run(self, masks: Sequence[Mask], checkpoints: Checkpoints) -> np.ndarray:
+        """Compares mask by mask, and saves checkpoints of what is done.
+
+        Returns:
+            Each image's mean distance from the others, `[masks, layers, images]`.
+
+        Raises:
+            Interrupted: By a signal; the next call resumes after the last mask.
+        """
+        done, costs = checkpoints.latest(), [self.flops()] * len(masks)
+        changes = jnp.zeros((len(masks), len(self._layers), len(self._pixels)))
+        with checkpoints, Progress(costs, done) as progress:
+            changes = checkpoints.restore(changes)
+            for step, mask in enumerate(masks[done:], done + 1):
+                changes = changes.at[step - 1].set(self(mask.boxes))
+                if progress.interrupted or checkpoints.due():
+                    checkpoints.save(step, changes)
+                progress.show(step, f"{mask.kind}, {mask.part}")
+                if progress.interrupted:
+                    break
+        return np.asarray(changes)
+
+    def flops(self) -> float:
+        """Floating-point operations of a call, without those of the comparison."""
+        pixels = self._pixels[: self._batch]
+        boxes = np.zeros((self._batch, 4), int)
+        cost = devices.flops(self._features, self._params, pixels, boxes)
+        return cost * len(self._originals)
+
+    def _compute(self, boxes: np.ndarray) -> Iterator[list[Array]]:
+        """Yields features batch by batch; the first images fill up the last batch."""
+        count = len(boxes)
+        for first in range(0, count, self._batch):
+            batch = np.arange(first, first + self._batch) % count
+            yield self._features(self._params, self._pixels[batch], boxes[batch])
 
 
-def drawn(count: int, size: int) -> Parts:
-    """The first faces of `primitives`.
+_sign_change = jax.jit(sign_change)
+
+
+# Mean and standard deviation in every layer, [layers, 2], by the masks' kind and by the
+# part whose sizes they have; "" for all parts.
+Statistics = Mapping[tuple[str, str], np.ndarray]
+
+
+def statistics(masks: Sequence[Mask], changes: np.ndarray) -> Statistics:
+    """Averages sign changes over images, and over random masks.
 
     Args:
-        count: How many, 2 to 200.
-        size: Side of the images, in pixels.
-
-    Raises:
-        ValueError: Not so many.
+        masks: What was masked.
+        changes: `Comparison`'s results for each, `[masks, layers, images]`.
     """
-    available = primitives.SPLITS["train"]
-    if not 2 <= count <= available:
-        raise ValueError(f"count={count} should be 2 to {available}")
-    first, found = list(primitives.KINDS).index("face") * available, []
-    for index in range(first, first + count):
-        _, image, parameters = primitives.example(0, "train", index)
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        example = Example(f"train/{index:06d}", -1, file.getvalue())
-        found.append((example, parameters["boxes"]))
-    return _parts(found, size)
+    pooled = collections.defaultdict(list)
+    for mask, change in zip(masks, changes, strict=True):
+        pooled[mask.kind, mask.part].append(change)
+        if mask.kind != mask.part:
+            pooled[mask.kind, ""].append(change)
+    merged = {key: np.concatenate(change, -1) for key, change in pooled.items()}
+    return {key: np.stack([x.mean(-1), x.std(-1)], -1) for key, x in merged.items()}
 
 
-def read(path: pathlib.Path, size: int) -> Parts:
-    """Images of one's own, listed in a file of JSON with the boxes of their parts.
+def rows(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Returns the rows of Table 1: each part, then all random masks of each kind.
 
-        {"ann.jpg": {"nose": [61, 40, 80, 58], ...}, "bob.jpg": {"nose": ...}, ...}
-
-    Paths are relative to the file's folder; boxes are in the image's own pixels.
-
-    Args:
-        path: The file.
-        size: Side of the squares, in pixels, that the images' centres are scaled to.
-
-    Raises:
-        ValueError: It is no such file, or a part is missing, or not within its image.
-        FileNotFoundError: There is no such file, or no such image.
+    Returns:
+        Row to mean and standard deviation in every layer, `[layers, 2]`.
     """
-    listed, found = _listed(path), []
-    parts = dict.fromkeys(part for boxes in listed.values() for part in boxes)
-    for name, boxes in listed.items():
-        for part in parts:
-            if part not in boxes:
-                raise ValueError(f"{path}: {name} has no {part!r}, which others have")
-        file = path.parent / name
-        if not file.is_file():
-            raise FileNotFoundError(f"{path}: there is no image {file}")
-        example = Example(str(file), -1, file.read_bytes())
-        found.append((example, {part: boxes[part] for part in parts}))
-    return _parts(found, size)
+    parts = {kind: x for (kind, part), x in statistics.items() if kind == part}
+    return parts | {kind: statistics[kind, ""] for kind in PLACES}
 
 
-def _listed(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    of_dicts = isinstance(listed, dict) and all(
-        isinstance(boxes, dict) and boxes for boxes in listed.values()
-    )
-    if not of_dicts or len(listed) < 2:
-        raise ValueError(
-            f'{path}: should list two or more images: {{"image": {{"part": [top, left,'
-            " bottom, right], ...}, ...}"
-        )
-    return listed
+def matched(statistics: Statistics, kind: str) -> dict[str, np.ndarray]:
+    """Returns the means of random masks of one kind, by the part whose sizes they have.
 
-
-def _parts(found: Sequence[tuple[Example, Mapping[str, Any]]], size: int) -> Parts:
-    pictures = [np.asarray(crops.centered(example, size)) for example, _ in found]
-    boxes = {
-        part: np.array(
-            [_scaled(example, part, own[part], size) for example, own in found]
-        )
-        for part in found[0][1]
+    Returns:
+        Part to means, `[layers]`.
+    """
+    return {
+        part: x[:, 0] for (row, part), x in statistics.items() if row == kind and part
     }
-    return Parts(np.stack(pictures), boxes)
 
 
-def _scaled(example: Example, part: str, box: Any, size: int) -> list[int]:
-    """The pixels of the square that a box touches, as `crops.centered` cuts it out."""
-    where = f"{example.id}: {part!r} {box}"
-    width, height = images.decode(example.encoded, example.id).size
-    if not _is_box(box):
-        raise ValueError(f"{where} should be [top, left, bottom, right], in pixels")
-    top, left, bottom, right = box
-    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-        raise ValueError(f"{where} is not within the {width} x {height} pixels")
-    side = min(width, height)
-    y, x = (height - side) / 2, (width - side) / 2
-    first = [math.floor((value * size) / side) for value in (top - y, left - x)]
-    last = [math.ceil((value * size) / side) for value in (bottom - y, right - x)]
-    if min(first) < 0 or max(last) > size:
-        raise ValueError(
-            f"{where} is beside the square in the middle of {width} x {height} pixels,"
-            " which is all that the network sees: crop the image"
-        )
-    return first + last
+def table(layers: Sequence[str], statistics: Statistics) -> Iterator[str]:
+    """Yields the lines of Table 1, then which parts are more consistent than chance."""
+    numbers = rows(statistics)
+    width = max(map(len, numbers))
+    yield " " * width + "".join(f"{name:>18}" for name in layers)
+    for row, values in numbers.items():
+        cells = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in values)
+        yield f"{row:{width}}" + "".join(f"{cell:>18}" for cell in cells)
+    for number, layer in enumerate(layers):
+        for kind, where in PLACES.items():
+            gains = {
+                part: means[number] - numbers[part][number, 0]
+                for part, means in matched(statistics, kind).items()
+            }
+            lower = [
+                f"{part} by {gain:.3f}" for part, gain in gains.items() if gain > 0
+            ]
+            yield (
+                f"{layer}: lower than the mean of masks of the same sizes {where}:"
+                f" {', '.join(lower) or 'no part'} ({len(lower)} of {len(gains)})"
+            )
 
 
-def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and all(
-        isinstance(x, int | float) and math.isfinite(x) for x in box
-    )
-    return numbers and len(box) == 4
+def examples(parts: Parts, masks: Sequence[Mask], kind: str, count: int) -> np.ndarray:
+    """Masks the first images; random masks have the sizes of the parts in turn.
+
+    Args:
+        parts: Images and their parts.
+        masks: Among which are those of this kind.
+        kind: A part, RANDOM or SAME_PLACE; any other name masks nothing.
+        count: Number of images.
+
+    Returns:
+        uint8 `[count, size, size, 3]`.
+    """
+    names, pixels = list(parts.boxes), parts.images[:count].copy()
+    for i, image in enumerate(pixels):
+        part = kind if kind in names else names[i % len(names)]
+        boxes = [m.boxes[i] for m in masks if (m.kind, m.part) == (kind, part)]
+        for top, left, bottom, right in boxes[:1]:
+            image[top:bottom, left:right] = images.GREY
+    return pixels

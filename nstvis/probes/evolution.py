@@ -3,9 +3,9 @@
 Each is one number for each unit, NaN where it would mean nothing.
 """
 
-import jax
 import numpy as np
 
+from nstvis import correlation
 from nstvis.units.table import RankedPatches
 
 
@@ -43,15 +43,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         `[units]`, -1 to 1; NaN where either is the same for all images.
     """
-    a, b = _centred_ranks(a), _centred_ranks(b)
-    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    both = (a * b).sum(0) / np.maximum(scale, 1e-30)
-    return np.where(scale > 0, both, np.nan)
-
-
-def _centred_ranks(x: np.ndarray) -> np.ndarray:
-    ranks = jax.scipy.stats.rankdata(x, axis=0)
-    return np.asarray(ranks, np.float64) - (len(x) + 1) / 2
+    return correlation.spearman(a, b, axis=0)
 
 
 def mean(numbers: np.ndarray) -> float:
