@@ -25,6 +25,8 @@ from nstvis.training.settings import Settings
 from nstvis.units import scan
 from nstvis.units.table import RankedPatches
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 IMAGES, SIZE, EPOCHS = 96, 24, (1, 2, 3)
 LAYERS = {"conv1": 4, "conv2": 6}
 
@@ -93,6 +95,7 @@ def highest(trained):
     return found
 
 
+@pytest.mark.slow
 def test_the_numbers_are_brute_force_s(whole, highest):
     stats = pytest.importorskip("scipy.stats")
     table = {(row["layer"], int(row["epoch"])): row for row in rows(whole)}
@@ -122,6 +125,7 @@ def test_the_numbers_are_brute_force_s(whole, highest):
                 assert float(row[f"{name}_{word}"]) == expected
 
 
+@pytest.mark.slow
 def test_the_pictures_show_what_they_should(whole):
     page = images.read(whole / "evolution.png").convert("RGB")
     assert page.width > 2 * len(EPOCHS) * 2 * experiment.SIDE
@@ -130,11 +134,13 @@ def test_the_pictures_show_what_they_should(whole):
     assert images.read(whole / "evolution_numbers.png").width == 1560
 
 
+@pytest.mark.slow
 def test_killed_between_epochs_it_ends_the_same(killed, whole):
     mine, other = (folder / "evolution.csv" for folder in (killed, whole))
     assert mine.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_finished_scans_are_not_repeated(trained, killed, whole, monkeypatch):
     monkeypatch.delattr(scan, "run")
     experiment.run(experiment.Config(run=str(trained[0])), killed)
@@ -146,6 +152,7 @@ def interrupted(*_, **__):
     raise Interrupted(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_no_results(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "run", interrupted)
     config = experiment.Config(run=str(trained[0]))
@@ -154,6 +161,7 @@ def test_interrupted_it_leaves_no_results(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_last_epoch_s_weights_are_those_training_left(trained, tmp_path):
     folder, config = trained
     run = TrainingRun(config, folder)
@@ -166,6 +174,7 @@ def test_the_last_epoch_s_weights_are_those_training_left(trained, tmp_path):
         assert same == (epoch == EPOCHS[-1])
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_is_left_alone(trained, tmp_path):
     copy = tmp_path / "train"
     shutil.copytree(trained[0], copy)
@@ -179,6 +188,7 @@ def test_a_training_that_goes_on_is_left_alone(trained, tmp_path):
     assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_unit_that_dies_is_counted_and_compared_with_none(
     trained, highest, tmp_path, monkeypatch
 ):
@@ -205,6 +215,7 @@ def test_a_unit_that_dies_is_counted_and_compared_with_none(
     assert float(table["conv1", "3"]["overlap_previous"]) == expected
 
 
+@pytest.mark.slow
 def test_one_epoch_is_drawn_on_pictures_of_one_s_own(trained, tmp_path, caplog):
     copy, pictures = tmp_path / "train", tmp_path / "pictures"
     shutil.copytree(trained[0], copy)
@@ -229,6 +240,7 @@ def test_one_epoch_is_drawn_on_pictures_of_one_s_own(trained, tmp_path, caplog):
     assert (tmp_path / "run/evolution.png").exists()
 
 
+@pytest.mark.slow
 def test_without_a_run_it_trains_first(trained, tmp_path, monkeypatch):
     learned = []
 
@@ -254,6 +266,7 @@ def test_without_a_run_it_trains_first(trained, tmp_path, monkeypatch):
     assert "train, epoch 1" in (tmp_path / "epochs/01/scan.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "fields", "message"),
     [

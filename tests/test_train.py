@@ -21,6 +21,8 @@ from nstvis.training import schedule
 from nstvis.training.loop import train
 from nstvis.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 EPOCHS = 3
 PER_EPOCH = 8
 STEPS = EPOCHS * PER_EPOCH
@@ -228,7 +230,9 @@ def settings(files):
         ({"growth": "32,big"}, "growth=32,big should be sides"),
         ({"growth": "32,0"}, "growth=32,0 should be sides"),
         ({"epochs": 0}, "epochs should be at least 1"),
-        ({"learning_rate": 1e30}, "not finite at step 2"),
+        pytest.param(
+            {"learning_rate": 1e30}, "not finite at step 2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_mistakes_get_one_line(fields, message, settings, tmp_path):
@@ -293,6 +297,7 @@ def build(*, pooling, last, rngs, classes=10):
 """
 
 
+@pytest.mark.slow
 def test_where_no_batch_norm_can_be_added_it_says_so(settings, tmp_path, caplog):
     (tmp_path / "branched.py").write_text(BRANCHED)
     train(settings(model=str(tmp_path / "branched.py")), tmp_path / "branched")
@@ -305,6 +310,7 @@ def test_where_no_batch_norm_can_be_added_it_says_so(settings, tmp_path, caplog)
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_host_stops_when_another_one_is_told_to(settings, tmp_path, monkeypatch):
     def agreed(wish, step):
         return STOP if step == 1 else wish
@@ -317,6 +323,7 @@ def test_a_host_stops_when_another_one_is_told_to(settings, tmp_path, monkeypatc
     assert (tmp_path / "checkpoints/1").is_dir()
 
 
+@pytest.mark.slow
 def test_told_after_the_last_step_all_hosts_end_alike(settings, tmp_path, monkeypatch):
     def agreed(wish, step):
         return STOP if step == 0 else wish  # where another host asks at the very end
@@ -330,6 +337,7 @@ def test_told_after_the_last_step_all_hosts_end_alike(settings, tmp_path, monkey
     assert all((tmp_path / name).exists() for name in results)
 
 
+@pytest.mark.slow
 def test_metrics_say_the_learning_rate(settings, tmp_path):
     train(settings(batch=12, warmup=0.5), tmp_path)
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
