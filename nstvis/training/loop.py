@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nstvis import crops, data, devices, layers, models, pipeline, plots, weights
+from nstvis import crops, data, devices, models, pipeline, plots, weights
 from nstvis.runs import config
 from nstvis.runs.checkpoints import Checkpoints, kept_steps, read_checkpoint
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Progress
 from nstvis.training import evaluation, schedule
 from nstvis.training.settings import Settings
-from nstvis.training.step import Batch, State, Trainer, trainable
+from nstvis.training.step import Batch, State, Trainer, has_batch_norm, trainable
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class TrainingRun:
         steps_per_epoch: Batches in a pass over them; what is left over is dropped.
         steps: Of all epochs.
         forward: The plain network, `forward(params, images)`.
-        normalized: Whether batch norm and dropout could be added to it.
+        normalized: Whether it has batch norm while it is trained.
         damaged: The images that could not be decoded.
         output: The file of the weights.
     """
@@ -85,12 +85,13 @@ class TrainingRun:
             seed=settings.seed,
         )
         self.forward, _ = models.functional(network)
-        self.normalized = isinstance(network, layers.Chain)
         accelerated = jax.default_backend() != "cpu"  # where bfloat16 is slower
+        network = trainable(
+            network, settings.dropout, jnp.bfloat16 if accelerated else jnp.float32
+        )
+        self.normalized = has_batch_norm(network)
         self._trainer = Trainer(
-            trainable(
-                network, settings.dropout, jnp.bfloat16 if accelerated else jnp.float32
-            ),
+            network,
             schedule.optimizer(self._rate, settings.weight_decay),
             smoothing=settings.smoothing,
             ema=settings.ema,
@@ -276,8 +277,8 @@ def _check_network_and_devices(run: TrainingRun) -> None:
         )
     if not run.normalized:
         logger.warning(
-            "%s is no nstvis.layers.Chain: it is trained as it is, no batch norm and no"
-            " dropout are added",
+            "%s is trained without batch norm, which can only be added to convolutions"
+            " in an nstvis.layers.Chain",
             settings.model,
         )
 

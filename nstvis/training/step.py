@@ -46,7 +46,7 @@ class Normalized(nnx.Module):
         """Returns the parameters of the one convolution that computes the same."""
         norm, conv = self.norm, self.conv
         assert norm.scale is not None and norm.bias is not None
-        assert conv.bias is not None  # as `layers.conv` makes them
+        assert conv.bias is not None  # or `trainable` would not have added this
         scale = norm.scale * jax.lax.rsqrt(norm.var + norm.epsilon)
         bias = norm.bias + (conv.bias - norm.mean) * scale
         return {"kernel": conv.kernel * scale[None, None, None], "bias": bias}
@@ -68,7 +68,8 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
 
     The first dense layer gets none: only the outputs of hidden dense layers are dropped
     (Krizhevsky et al. 2012, section 4.2). The logits start at zero: all classes are
-    equally likely. A network that is no `Chain` is left as it is.
+    equally likely. Nothing is added to a convolution without bias, into which batch norm
+    could not be folded, nor to a network that is no `Chain`.
 
     Args:
         network: From `models.network`; it is changed in place.
@@ -80,7 +81,7 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
     rngs, dense = nnx.Rngs(0), 0
     for name in network.names:
         layer = getattr(network, name)
-        if isinstance(layer, nnx.Conv):
+        if isinstance(layer, nnx.Conv) and layer.bias is not None:
             layer.dtype = dtype
             setattr(network, name, Normalized(layer, dtype, rngs))
         elif isinstance(layer, nnx.Linear):
@@ -95,16 +96,26 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
 def folded(network: nnx.Module) -> dict[str, Any]:
     """Returns the parameters of the plain network, nested by layer, as `models.load`."""
     if not isinstance(network, Chain):
-        return dict(nnx.to_pure_dict(nnx.state(network, nnx.Param)))
+        return _plain(network)
     params = {}
     for name in network.names:
         layer = getattr(network, name)
         if isinstance(layer, Normalized):
             params[name] = layer.folded()
         elif isinstance(layer, nnx.Module):
-            linear = layer.linear if isinstance(layer, Dropped) else layer
-            params[name] = dict(nnx.to_pure_dict(nnx.state(linear, nnx.Param)))
+            params[name] = _plain(layer.linear if isinstance(layer, Dropped) else layer)
     return params
+
+
+def _plain(module: nnx.Module) -> dict[str, Any]:
+    """Parameters, and the statistics of batch norm that a network has of its own."""
+    learned = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
+    return dict(nnx.to_pure_dict(learned))
+
+
+def has_batch_norm(network: nnx.Module) -> bool:
+    """Tells whether a network has batch norm, added by `trainable` or its own."""
+    return any(isinstance(node, nnx.BatchNorm) for _, node in nnx.iter_graph(network))
 
 
 class Trainer:
