@@ -17,7 +17,7 @@ Each side is a process of its own, and they take turns; while one works, the oth
 stopped. The tables give images per second (the median of turns and the highest) and the
 ratio of ours to PyTorch's: higher is better. Last comes what share of the time the
 input makes the step wait: the whole loop against steps on one batch again and again,
-and the time that the loop spends in the iterator.
+and the time that the loop waits for batches.
 """
 
 import argparse
@@ -65,25 +65,19 @@ def jax_step() -> Take:
     """Our step, compiled as the experiment compiles it."""
     import jax
     import jax.numpy as jnp
-    import optax
 
-    from experiments.train import Config
     from nstvis import models
+    from nstvis.training import schedule
+    from nstvis.training.settings import Settings
     from nstvis.training.step import Trainer, trainable
 
-    config = Config()
-    network = models.network(config.model, "random", classes=CLASSES, seed=0)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(
-            config.weight_decay, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-        ),
-        optax.sgd(1e-3, momentum=0.9, nesterov=True),
-    )
+    settings = Settings()
+    network = models.network(settings.model, "random", classes=CLASSES, seed=0)
     trainer = Trainer(
-        trainable(network, config.dropout, jnp.float32),
-        optimizer,
-        smoothing=config.smoothing,
-        ema=config.ema,
+        trainable(network, settings.dropout, jnp.float32),
+        schedule.optimizer(1e-3, settings.weight_decay),
+        smoothing=settings.smoothing,
+        ema=settings.ema,
         seed=0,
     )
     step = jax.jit(trainer.step, donate_argnums=0)
@@ -193,30 +187,30 @@ def source(kind: str) -> Any:
 
 def taking(passes: Iterator[Any]) -> Take:
     """Takes batches of passes over the data, one after another."""
-    found = itertools.chain.from_iterable(passes)
+    made = itertools.chain.from_iterable(passes)
 
     def take(batches: Sequence[Any]) -> None:
         for _ in batches:
-            next(found)
+            next(made)
 
     return take
 
 
 def our_input(task: str, kind: str, size: int) -> Take:
     """The batches of `nstvis.pipeline`, made by threads."""
-    from experiments.train import Config
     from nstvis import pipeline
+    from nstvis.training.settings import Settings
 
-    config, images = Config(), source(kind)
+    settings, images = Settings(), source(kind)
     common: Any = {"damaged": pipeline.Damaged(Path(os.devnull)), "workers": 0}
     if task == "evaluation":
-        made = pipeline.evaluation(images, size, BATCH, **common)
+        dataset = pipeline.evaluation(images, size, BATCH, **common)
     else:
-        how = crops.Augmentation(crop=config.crop, color=config.color)
-        made = pipeline.training(
+        how = crops.Augmentation(crop=settings.crop, color=settings.color)
+        dataset = pipeline.training(
             images, size, BATCH, seed=0, augmentation=how, **common
         )
-    return taking(iter(made) for _ in itertools.count())
+    return taking(iter(dataset) for _ in itertools.count())
 
 
 def random_crop(picture: Any, size: int, rng: Any) -> Any:
@@ -287,9 +281,9 @@ def work(side: str, task: str, kind: str, size: int) -> None:
 def row(task: str, kind: str, size: int, count: int) -> str:
     """One row of a table."""
     sides = {side: [task] for side in ("ours", "torch")}
-    told = turns.compare(__file__, f"{task},{kind},{size}", sides, count)
-    speeds = " | ".join(map(turns.both, told.values()))
-    ours, theirs = map(turns.median, told.values())
+    measured = turns.compare(__file__, f"{task},{kind},{size}", sides, count)
+    speeds = " | ".join(map(turns.both, measured.values()))
+    ours, theirs = map(turns.median, measured.values())
     return f"| {task} | {kind} | {size} | {speeds} | {ours / theirs:.2f} |"
 
 
@@ -297,38 +291,31 @@ def waiting(count: int = 4) -> str:
     """How the whole loop, with its input, compares to steps on the same batch."""
     import jax
 
-    from experiments.train import Config, Run
+    from nstvis.training.loop import TrainingRun
+    from nstvis.training.settings import Settings
 
     blocked, seconds = 0.0, {"loop": [], "same": []}
-
-    def timed(iterator: Iterator[Any]) -> Iterator[Any]:
-        nonlocal blocked
-        while True:
-            began = time.perf_counter()
-            batch = next(iterator)
-            blocked += time.perf_counter() - began
-            yield batch
-
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Config(validation=""), Path(folder))
-        state = run.start()
-        images: Any = run._images
-        inputs = {"same": itertools.repeat(next(images)), "loop": timed(images)}
+        run = TrainingRun(Settings(validation=""), Path(folder))
+        state, first = run.start(), run.batch(1)
         for turn in range(turns.TURNS + 1):
-            for name, run._images in inputs.items():
+            for name, times in seconds.items():
                 time.sleep(1)  # until what is made ahead is made
                 began = time.perf_counter()
                 for _ in range(count):
-                    state, _ = run.step(state, 1)
+                    asked = time.perf_counter()
+                    batch = run.batch(1) if name == "loop" else first
+                    blocked += time.perf_counter() - asked
+                    state, _ = run.step(state, 1, batch)
                 jax.block_until_ready(state)
-                seconds[name].append(time.perf_counter() - began)
+                times.append(time.perf_counter() - began)
             if not turn:  # which compiled
                 blocked, seconds = 0.0, {"loop": [], "same": []}
     loop, same = (statistics.median(seconds[name]) for name in ("loop", "same"))
     return (
         f"s per step: {loop / count:.3f} with the input, {same / count:.3f} without:"
         f" waits {(loop - same) / loop:.1%};"
-        f" in the iterator {blocked / sum(seconds['loop']):.1%}"
+        f" for batches {blocked / sum(seconds['loop']):.1%}"
     )
 
 

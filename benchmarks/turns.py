@@ -23,7 +23,7 @@ Take = Callable[[Sequence[Any]], None]
 
 
 class Turn(NamedTuple):
-    """What a worker tells after its turn."""
+    """What a worker reports after its turn."""
 
     speed: float  # images per second
     peak: float  # its memory so far, in MB
@@ -64,14 +64,14 @@ def compare(
 
     Args:
         script: The file that is run as a worker.
-        case: What all are told.
+        case: What all workers get as `--case`.
         workers: The tasks of each, by its name.
         count: Batches in a turn.
 
     Returns:
         The turns, by worker and task.
     """
-    told = {(name, task): [] for name, tasks in workers.items() for task in tasks}
+    measured = {(name, task): [] for name, tasks in workers.items() for task in tasks}
     with contextlib.ExitStack() as stack:
         started = {}
         for name in workers:
@@ -80,9 +80,9 @@ def compare(
             stack.callback(started[name].close)
             started[name].ask("")  # is it ready?
         for _ in range(TURNS):
-            for (name, task), rows in told.items():
+            for (name, task), rows in measured.items():
                 rows.append(Turn(*started[name].ask(f"{task} {count}\n")))
-    return told
+    return measured
 
 
 def serve(images: int, batches: Iterator[Any], tasks: Mapping[str, Take]) -> None:

@@ -1,4 +1,4 @@
-"""Squares cut out of images: the central one, or a random one to train on."""
+"""Crops of images: the central square, or a random one to train on."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from nstvis.data import Example
 
 
 def centered(example: Example, size: int) -> Image.Image:
-    """An image scaled until its shorter side is `size`, of which the centre is taken.
+    """Returns the central square of an image, resized to `size` x `size` pixels.
 
     Raises:
         ValueError: It is damaged.
@@ -26,10 +26,10 @@ def centered(example: Example, size: int) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How a training image differs from the one in the data set."""
+    """How much a training image may differ from the one in the data set."""
 
-    # Least share of the area that a crop keeps, unless the image is too wide or too high
-    # for that: a crop's aspect ratio is 3/4 to 4/3.
+    # Least share of the area that a crop keeps. It keeps less of an image that is too
+    # wide or too high, as a crop's aspect ratio is 3/4 to 4/3.
     crop: float
     # Largest relative change of brightness, contrast and saturation.
     color: float
@@ -38,12 +38,19 @@ class Augmentation:
 
 
 def augmented(
-    image: Image.Image, size: int, how: Augmentation, rng: np.random.Generator
+    image: Image.Image, size: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> Image.Image:
-    """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), mirrors, and colours."""
-    area = rng.uniform(how.crop, 1) * image.width * image.height
+    """Crops at random (Szegedy et al. 2014, arXiv:1409.4842), flips, and jitters colours.
+
+    Args:
+        image: RGB, of any size.
+        size: Side of the result, in pixels.
+        augmentation: How much may change.
+        rng: Source of randomness.
+    """
+    area = rng.uniform(augmentation.crop, 1) * image.width * image.height
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    # What the image has room for, unless it is too wide or too high for that itself.
+    # Clipped to what the image has room for, which may leave 3/4 to 4/3.
     aspect = min(max(aspect, area / image.height**2), image.width**2 / area)
     aspect = min(max(aspect, 3 / 4), 4 / 3)
     height = min(math.sqrt(area / aspect), image.height, image.width / aspect)
@@ -52,13 +59,13 @@ def augmented(
     top = rng.uniform(0, image.height - height)
     box = (left, top, left + width, top + height)
     image = image.resize((size, size), Resampling.BILINEAR, box, reducing_gap=2)
-    if how.flip and rng.random() < 0.5:
+    if augmentation.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for enhancer in (
         ImageEnhance.Brightness,
         ImageEnhance.Contrast,
         ImageEnhance.Color,
     ):
-        if how.color:
-            image = enhancer(image).enhance(rng.uniform(1 - how.color, 1 + how.color))
+        if change := augmentation.color:
+            image = enhancer(image).enhance(rng.uniform(1 - change, 1 + change))
     return image

@@ -1,8 +1,8 @@
-"""From a data set to batches of equal images, in an order that depends on the seed alone.
+"""The input pipeline: batches of a data set, in an order that depends on the seed alone.
 
 Batches are dicts of `image`, uint8 `[batch, size, size, 3]`, RGB, and `label`, int32
 `[batch]`; those of `evaluation` have `index`, int32 `[batch]`, too. Every host makes its
-own part of each batch.
+part of each batch.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _LISTING = threading.Lock()
 
 
 def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a batch of `batch` images of side `size` looks like."""
+    """Returns the shapes and dtypes of a batch of `batch` images of side `size`."""
     return {
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((batch,), np.int32),
@@ -35,7 +35,7 @@ def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 @dataclasses.dataclass(frozen=True)
 class Damaged:
-    """The list of images that could not be read, a line each, in a file."""
+    """Lists the images that could not be decoded, one per line of a file."""
 
     path: pathlib.Path
 
@@ -48,7 +48,7 @@ class Damaged:
                     file.write(f"{example.id}\t{error}\n")
 
     def ids(self) -> list[str]:
-        """The images listed so far."""
+        """Returns the ids of the images listed so far."""
         with contextlib.suppress(FileNotFoundError):
             return [
                 line.split("\t")[0]
@@ -67,16 +67,16 @@ def training(
     damaged: Damaged,
     workers: int,
 ) -> grain.IterDataset:
-    """Shuffled and augmented batches without end.
+    """Yields shuffled and augmented batches without end.
 
-    An image that is damaged gives its place to the next one that is not.
+    A damaged image is replaced by the next one that is not damaged.
 
     Args:
         source: The images.
         size: Side of the squares that they are cropped and resized to.
         batch: Images in a batch of all hosts together.
         seed: Of the order and the augmentation.
-        augmentation: What is done to the images.
+        augmentation: How the images are changed.
         damaged: Where damaged images are listed.
         workers: Processes that make batches; 0 for threads of this one.
 
@@ -98,17 +98,17 @@ def training(
         raise ValueError(f"all {len(source)} images are damaged: see {damaged.path}")
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    mine = order[jax.process_index() :: jax.process_count()].repeat()
-    return _in_batches(mine.random_map(make), batch, workers)
+    host = order[jax.process_index() :: jax.process_count()].repeat()
+    return _batched(host.random_map(make), batch, workers)
 
 
 def evaluation(
     source: Source, size: int, batch: int, *, damaged: Damaged, workers: int
 ) -> grain.IterDataset:
-    """All images once, in order, as `crops.centered`, with their index in the data set.
+    """Yields the central crops of all images once, in order, with their index.
 
-    What is damaged or fills the last batch has label and index -1. The arguments are
-    those of `training`.
+    Damaged images, and those that fill the last batch, have label and index -1. The
+    arguments are those of `training`.
     """
 
     def make(index: int) -> dict[str, np.ndarray]:
@@ -126,19 +126,18 @@ def evaluation(
         return _element(blank, -1) | {"index": np.array(-1, np.int32)}
 
     padded = math.ceil(len(source) / batch) * batch
-    mine = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
-    return _in_batches(mine.map(make), batch, workers)
+    host = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
+    return _batched(host.map(make), batch, workers)
 
 
-def _in_batches(
-    elements: grain.MapDataset, batch: int, workers: int
-) -> grain.IterDataset:
+def _batched(elements: grain.MapDataset, batch: int, workers: int) -> grain.IterDataset:
     threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 + 2 * batch)
-    made = elements.to_iter_dataset(threads)
+    iterable = elements.to_iter_dataset(threads)
     if workers:
-        # Before they are batches, each worker's last of which would not be full.
-        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return made.batch(batch // jax.process_count(), drop_remainder=True)
+        # Before batching, or the last batch of each worker would be partial.
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        iterable = iterable.mp_prefetch(options)
+    return iterable.batch(batch // jax.process_count(), drop_remainder=True)
 
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:

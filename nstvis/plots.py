@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from nstvis.runs import files
 
@@ -178,3 +179,40 @@ def categories(
         fontsize=8,
         frameon=False,
     )
+
+
+def grid(
+    cells: Sequence[Sequence[Image.Image | str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    size: tuple[int, int],
+    gap: int = 6,
+) -> Image.Image:
+    """Lays out pictures as a table on white.
+
+    Args:
+        cells: Pictures of one size, row by row, or what is written where there is none.
+        rows: Names of the rows, drawn left of them.
+        columns: Names of the columns, drawn above them.
+        size: Width and height of a picture.
+        gap: Pixels between pictures.
+    """
+    font = ImageFont.load_default(14)
+    left = round(max(font.getlength(name) for name in rows)) + 2 * gap
+    top, across, down = 22, size[0] + 2 * gap, size[1] + gap
+    page_size = left + len(columns) * across, top + len(rows) * down
+    page = Image.new("RGB", page_size, "white")
+    draw = ImageDraw.Draw(page)
+    for i, name in enumerate(columns):
+        draw.text((left + i * across + size[0] // 2, 10), name, "dimgray", font, "mm")
+    for row, name in enumerate(rows):
+        y = top + row * down
+        draw.text((left - gap, y + size[1] // 2), name, "dimgray", font, "rm")
+        for column, cell in enumerate(cells[row]):
+            x = left + column * across
+            if isinstance(cell, str):
+                middle = x + size[0] // 2, y + size[1] // 2
+                draw.text(middle, cell, "silver", font, "mm")
+            else:
+                page.paste(cell, (x, y))
+    return page

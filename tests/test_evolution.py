@@ -10,29 +10,23 @@ import signal
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from PIL import Image
 from test_runs import finish, signal_when, start
 
 from experiments import evolution as experiment
-from experiments import train
 from nstvis import crops, data, images, weights
 from nstvis.probes import evolution
-from nstvis.runs.workdir import claim
+from nstvis.runs import config as configs
+from nstvis.runs import workdir as workdirs
+from nstvis.runs.progress import Interrupted
+from nstvis.training.loop import TrainingRun, train
+from nstvis.training.settings import Settings
 from nstvis.units import scan
 from nstvis.units.table import RankedPatches
 
-NETWORK = """
-from nstvis.layers import Chain, GridLinear, conv, pool
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
-def build(*, pooling, last, rngs, classes=10):
-    layers = {
-        "conv1": conv(3, 4, 5, stride=2, rngs=rngs),
-        "pool1": pool(pooling, 3, 2),
-        "conv2": conv(4, 6, 3, rngs=rngs),
-        "fc3": GridLinear(6, 1, classes, rngs=rngs),
-    }
-    return Chain(layers, last)
-"""
 IMAGES, SIZE, EPOCHS = 96, 24, (1, 2, 3)
 LAYERS = {"conv1": 4, "conv2": 6}
 
@@ -41,10 +35,10 @@ LAYERS = {"conv1": 4, "conv2": 6}
 def trained(tmp_path_factory):
     """The workdir of a tiny training, and how it went."""
     folder = tmp_path_factory.mktemp("evolution")
-    (folder / "tiny.py").write_text(NETWORK)
-    config = train.Config(
-        model=str(folder / "tiny.py"),
-        split=f"train[:{IMAGES}]",
+    model, dataset = small.write(folder)
+    settings = Settings(
+        model=model,
+        dataset=dataset,
         validation="",
         size=SIZE,
         growth="",
@@ -52,9 +46,9 @@ def trained(tmp_path_factory):
         batch=32,
     )
     workdir = folder / "train"
-    claim(workdir, "train", config)
-    assert train.run(config, workdir) == 0
-    return workdir, config
+    workdirs.claim(workdir, "train", settings)
+    workdirs.finish(workdir, train(settings, workdir))
+    return workdir, settings
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +71,8 @@ def killed(trained, tmp_path_factory):
 def whole(trained, tmp_path_factory):
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("evolution") / "whole"
-    assert experiment.run(experiment.Config(run=str(trained[0])), workdir) == 0
+    results = experiment.run(experiment.Config(run=str(trained[0])), workdir)
+    assert results == ["evolution.png", "evolution_numbers.png", "evolution.csv"]
     return workdir
 
 
@@ -89,8 +84,8 @@ def rows(workdir):
 @pytest.fixture(scope="module")
 def highest(trained):
     """Epoch to layer to the activations of all images, the highest of each map."""
-    run = train.Run(trained[1], trained[0])
-    source = data.load("primitives", f"train[:{IMAGES}]")
+    run = TrainingRun(trained[1], trained[0])
+    source = data.load(trained[1].dataset, "train")
     seen = [np.asarray(crops.centered(source[i], SIZE)) for i in range(IMAGES)]
     found = {}
     for epoch in EPOCHS:
@@ -100,6 +95,7 @@ def highest(trained):
     return found
 
 
+@pytest.mark.slow
 def test_the_numbers_are_brute_force_s(whole, highest):
     stats = pytest.importorskip("scipy.stats")
     table = {(row["layer"], int(row["epoch"])): row for row in rows(whole)}
@@ -129,6 +125,7 @@ def test_the_numbers_are_brute_force_s(whole, highest):
                 assert float(row[f"{name}_{word}"]) == expected
 
 
+@pytest.mark.slow
 def test_the_pictures_show_what_they_should(whole):
     page = images.read(whole / "evolution.png").convert("RGB")
     assert page.width > 2 * len(EPOCHS) * 2 * experiment.SIDE
@@ -137,26 +134,37 @@ def test_the_pictures_show_what_they_should(whole):
     assert images.read(whole / "evolution_numbers.png").width == 1560
 
 
+@pytest.mark.slow
 def test_killed_between_epochs_it_ends_the_same(killed, whole):
     mine, other = (folder / "evolution.csv" for folder in (killed, whole))
     assert mine.read_bytes() == other.read_bytes()
 
 
-def test_again_it_is_finished_already(trained, killed, monkeypatch):
+@pytest.mark.slow
+def test_finished_scans_are_not_repeated(trained, killed, whole, monkeypatch):
     monkeypatch.delattr(scan, "run")
-    assert experiment.run(experiment.Config(run=str(trained[0])), killed) == 0
+    experiment.run(experiment.Config(run=str(trained[0])), killed)
+    table = (killed / "evolution.csv").read_bytes()
+    assert table == (whole / "evolution.csv").read_bytes()
 
 
-def test_interrupted_it_says_so_by_its_exit_code(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "run", lambda *_, **__: (None, signal.SIGINT))
+def interrupted(*_, **__):
+    raise Interrupted(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_interrupted_it_leaves_no_results(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "run", interrupted)
     config = experiment.Config(run=str(trained[0]))
-    assert experiment.run(config, tmp_path) == 130
+    with pytest.raises(Interrupted):
+        experiment.run(config, tmp_path)
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_last_epoch_s_weights_are_those_training_left(trained, tmp_path):
     folder, config = trained
-    run = train.Run(config, folder)
+    run = TrainingRun(config, folder)
     assert run.kept_epochs() == list(EPOCHS)
     for epoch in EPOCHS:
         weights.save(tmp_path / "mine", run.average_after(epoch), run.source.classes)
@@ -166,6 +174,7 @@ def test_the_last_epoch_s_weights_are_those_training_left(trained, tmp_path):
         assert same == (epoch == EPOCHS[-1])
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_is_left_alone(trained, tmp_path):
     copy = tmp_path / "train"
     shutil.copytree(trained[0], copy)
@@ -173,16 +182,17 @@ def test_a_training_that_goes_on_is_left_alone(trained, tmp_path):
     saving.mkdir(parents=True)
     (copy / "checkpoints/4").mkdir()  # steps, and no whole epoch
     before = sorted(copy.rglob("*"))
-    run = train.Run(trained[1], copy)
+    run = TrainingRun(trained[1], copy)
     assert run.kept_epochs() == list(EPOCHS)
     run.average_after(2)
     assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_unit_that_dies_is_counted_and_compared_with_none(
     trained, highest, tmp_path, monkeypatch
 ):
-    average_after = train.Run.average_after
+    average_after = TrainingRun.average_after
 
     def with_a_dead_unit(run, epoch):
         params = average_after(run, epoch)
@@ -191,9 +201,9 @@ def test_a_unit_that_dies_is_counted_and_compared_with_none(
             params["conv1"]["bias"] = bias.at[1].set(-1e6)
         return params
 
-    monkeypatch.setattr(train.Run, "average_after", with_a_dead_unit)
+    monkeypatch.setattr(TrainingRun, "average_after", with_a_dead_unit)
     config = experiment.Config(run=str(trained[0]), layers="conv1,fc3")
-    assert experiment.run(config, tmp_path) == 0
+    experiment.run(config, tmp_path)
     table = {(row["layer"], row["epoch"]): row for row in rows(tmp_path)}
     assert [table["conv1", epoch]["dead"] for epoch in "123"] == ["0", "1", "0"]
     a, b = (
@@ -205,6 +215,7 @@ def test_a_unit_that_dies_is_counted_and_compared_with_none(
     assert float(table["conv1", "3"]["overlap_previous"]) == expected
 
 
+@pytest.mark.slow
 def test_one_epoch_is_drawn_on_pictures_of_one_s_own(trained, tmp_path, caplog):
     copy, pictures = tmp_path / "train", tmp_path / "pictures"
     shutil.copytree(trained[0], copy)
@@ -219,40 +230,49 @@ def test_one_epoch_is_drawn_on_pictures_of_one_s_own(trained, tmp_path, caplog):
     config = experiment.Config(
         run=str(copy), dataset=f"folder:{pictures}", layers="conv1", batch=4
     )
-    assert experiment.run(config, tmp_path / "run") == 0
+    experiment.run(config, tmp_path / "run")
     assert "only epoch 3 was kept: nothing to compare" in caplog.text
     (row,) = rows(tmp_path / "run")
-    numbers = row["epoch"], row["overlap_previous"], row["overlap_last"]
-    assert numbers == ("3", "", "1.0000")
+    assert row["epoch"] == "3"
+    assert row["overlap_previous"] == ""
+    assert float(row["overlap_last"]) == 1
     assert "left out of the sample: 2.png" in caplog.text
     assert (tmp_path / "run/evolution.png").exists()
 
 
+@pytest.mark.slow
 def test_without_a_run_it_trains_first(trained, tmp_path, monkeypatch):
-    def stop(*_):
-        return 130
+    learned = []
 
-    def learn(config, workdir):
-        assert config == trained[1]
+    def learn(settings, workdir):
+        assert settings == trained[1]
+        learned.append(workdir)
         shutil.copytree(trained[0], workdir, dirs_exist_ok=True)
-        return 0
+        return ["tiny.safetensors"]
 
     monkeypatch.setattr(experiment, "TRAINED", trained[1])
-    monkeypatch.setattr(scan, "run", lambda *_, **__: (None, signal.SIGTERM))
-    monkeypatch.setattr(train, "run", stop)
-    assert experiment.run(experiment.Config(), tmp_path) == 130
+    monkeypatch.setattr(scan, "run", interrupted)
+    monkeypatch.setattr(experiment, "train", interrupted)
+    with pytest.raises(Interrupted):
+        experiment.run(experiment.Config(), tmp_path)
     record = json.loads((tmp_path / "train/run.json").read_text())
     assert record["config"] == dataclasses.asdict(trained[1])
-    monkeypatch.setattr(train, "run", learn)
-    assert experiment.run(experiment.Config(), tmp_path) == 128 + signal.SIGTERM
+    assert not (tmp_path / "epochs").exists()
+    monkeypatch.setattr(experiment, "train", learn)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            experiment.run(experiment.Config(), tmp_path)
+    assert learned == [tmp_path / "train"]  # once, as it is finished
     assert "train, epoch 1" in (tmp_path / "epochs/01/scan.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "fields", "message"),
     [
-        ("", {"run": "nowhere"}, "run=nowhere is no workdir of an --experiment=train"),
+        ("", {"run": "nowhere"}, "nowhere is no workdir of an --experiment=train"),
         ("", {"layers": "conv9"}, "conv9"),
+        ("", {"layers": "conv1,conv1"}, "conv1 is given twice"),
         ("", {"units": 0}, "units should be at least 1"),
         ("", {"split": "tranquil"}, "tranquil"),
         ("experiment", {}, "it is a run of style"),
@@ -272,12 +292,13 @@ def test_mistakes_get_one_line(spoil, fields, message, trained, tmp_path):
     if spoil == "checkpoints":
         shutil.rmtree(copy / "checkpoints")
     if spoil == "network":
-        wider = NETWORK.replace("4, 5,", "5, 5,").replace("conv(4,", "conv(5,")
+        wider = small.NETWORK.replace("4, 5,", "5, 5,").replace("conv(4,", "conv(5,")
         (tmp_path / "wider.py").write_text(wider)
         record["config"]["model"] = str(tmp_path / "wider.py")
     (copy / "run.json").write_text(json.dumps(record))
     config = experiment.Config(**{"run": str(copy)} | fields)
     with pytest.raises(ValueError, match=message):
+        configs.check(config)
         experiment.run(config, tmp_path / "run")
 
 
@@ -307,7 +328,7 @@ def test_overlap_in_closed_form():
     assert np.isnan(evolution.mean(np.array([np.nan])))
 
 
-def test_an_image_that_leaves_a_unit_silent_is_none_of_its_nine():
+def test_an_image_that_does_not_activate_a_unit_is_none_of_its_nine():
     score = np.array([[2, 1, 0], [0, 0, 0]], np.float32)
     image = np.array([[7, 5, 0], [0, 1, 2]], np.int32)
     empty = np.zeros((2, 3, 4), np.int32)

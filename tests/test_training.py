@@ -370,6 +370,42 @@ def test_dead_units_of_a_chain_are_those_of_its_hidden_layers(step, history):
     assert row["dead"] == pytest.approx((1 + 3 + 4 + 2) / (6 + 8 + 10 + 12))
 
 
+# Other networks.
+
+
+def test_batch_norm_that_a_network_has_of_its_own_is_trained_and_kept():
+    def build():
+        rngs = nnx.Rngs(0)
+        conv = nnx.Conv(3, 4, (3, 3), use_bias=False, rngs=rngs)
+        norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+        parts = {
+            "conv1": nnx.Sequential(conv, norm),
+            "conv2": nnx.Conv(4, 4, (3, 3), use_bias=False, rngs=rngs),
+            "fc3": layers.GridLinear(4, 1, CLASSES, rngs=rngs),
+        }
+        return layers.Chain(parts, None)
+
+    def network():
+        chain = filled(build)
+        norm = chain.conv1.layers[1]
+        norm.scale[...], norm.var[...] = jnp.ones(4), jnp.ones(4)
+        return chain
+
+    forward, before = models.functional(network())
+    twin = trainer(network())
+    state, _ = jax.jit(twin.step)(twin.start(), batch(0))
+    params = twin.average(state)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, before)
+    images = batch(0)["image"].astype(np.float32)
+    maps = forward(params, images)
+    assert np.isfinite(maps["fc3"]).all()
+    x = forward(before, images)["conv1_pre"]  # as its statistics are 0 and 1
+    # Flax's momentum is 0.99, and the average's decay 1/10 at first.
+    expected = 0.9 * 0.01 * x.mean((0, 1, 2))
+    mean = params["conv1"]["layers"][1]["mean"]
+    np.testing.assert_allclose(mean, expected, rtol=1e-3, atol=1e-6)
+
+
 # A network that is no chain.
 
 

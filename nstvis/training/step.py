@@ -1,7 +1,7 @@
-"""How a network learns: batch norm and dropout added to it, the step, and what is kept.
+"""A training step: batch norm and dropout, the loss, SGD, and the averaged weights.
 
-Batch norm and dropout are there for training alone: `folded` turns what was learned
-into the parameters of the plain network.
+Batch norm and dropout are there for training alone: `folded` turns the result into the
+parameters of the plain network.
 """
 
 import functools
@@ -20,13 +20,13 @@ Batch = Mapping[str, Array]
 
 
 class State(NamedTuple):
-    """All that changes from step to step."""
+    """Everything that changes from step to step."""
 
     step: Array
     params: Any
     statistics: Any
     optimizer: Any
-    # Moving averages of the parameters and statistics: what is evaluated and kept.
+    # Moving averages of the parameters and statistics: those are evaluated and kept.
     average: Any
 
 
@@ -43,10 +43,10 @@ class Normalized(nnx.Module):
         return self.norm(self.conv(x))
 
     def folded(self) -> dict[str, Array]:
-        """The parameters of the one convolution that does the same."""
+        """Returns the parameters of the one convolution that computes the same."""
         norm, conv = self.norm, self.conv
         assert norm.scale is not None and norm.bias is not None
-        assert conv.bias is not None  # as `layers.conv` makes them
+        assert conv.bias is not None  # or `trainable` would not have added this
         scale = norm.scale * jax.lax.rsqrt(norm.var + norm.epsilon)
         bias = norm.bias + (conv.bias - norm.mean) * scale
         return {"kernel": conv.kernel * scale[None, None, None], "bias": bias}
@@ -66,21 +66,22 @@ class Dropped(nnx.Module):
 def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
     """Adds batch norm after a chain's convolutions, dropout before its dense layers.
 
-    The first dense layer gets none: it is the outputs of the hidden dense layers that
-    are dropped (Krizhevsky et al. 2012, section 4.2). The logits start at zero: all
-    classes are equally likely. A network that is no `Chain` is left as it is.
+    The first dense layer gets none: only the outputs of hidden dense layers are dropped
+    (Krizhevsky et al. 2012, section 4.2). The logits start at zero: all classes are
+    equally likely. Nothing is added to a convolution without bias, into which batch norm
+    could not be folded, nor to a network that is no `Chain`.
 
     Args:
-        network: A network as `models` build it, whose parameters are taken over.
+        network: From `models.network`; it is changed in place.
         dropout: Share of activations to drop.
-        dtype: What layers compute in; parameters stay float32.
+        dtype: In which layers compute; parameters stay float32.
     """
     if not isinstance(network, Chain):
         return network
     rngs, dense = nnx.Rngs(0), 0
     for name in network.names:
         layer = getattr(network, name)
-        if isinstance(layer, nnx.Conv):
+        if isinstance(layer, nnx.Conv) and layer.bias is not None:
             layer.dtype = dtype
             setattr(network, name, Normalized(layer, dtype, rngs))
         elif isinstance(layer, nnx.Linear):
@@ -93,27 +94,36 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
 
 
 def folded(network: nnx.Module) -> dict[str, Any]:
-    """The parameters of the plain network, nested by layer, as `models.load` gives."""
+    """Returns the parameters of the plain network, nested by layer, as `models.load`."""
     if not isinstance(network, Chain):
-        return dict(nnx.to_pure_dict(nnx.state(network, nnx.Param)))
+        return _plain(network)
     params = {}
     for name in network.names:
         layer = getattr(network, name)
         if isinstance(layer, Normalized):
             params[name] = layer.folded()
         elif isinstance(layer, nnx.Module):
-            linear = layer.linear if isinstance(layer, Dropped) else layer
-            params[name] = dict(nnx.to_pure_dict(nnx.state(linear, nnx.Param)))
+            params[name] = _plain(layer.linear if isinstance(layer, Dropped) else layer)
     return params
+
+
+def _plain(module: nnx.Module) -> dict[str, Any]:
+    """Parameters, and the statistics of batch norm that a network has of its own."""
+    learned = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
+    return dict(nnx.to_pure_dict(learned))
+
+
+def has_batch_norm(network: nnx.Module) -> bool:
+    """Tells whether a network has batch norm, added by `trainable` or its own."""
+    return any(isinstance(node, nnx.BatchNorm) for _, node in nnx.iter_graph(network))
 
 
 class Trainer:
     """Stochastic gradient descent on the cross entropy of a network's logits.
 
     Args:
-        network: A network that `trainable` returned; the last of the activations that
-            it computes are the logits.
-        optimizer: Of optax.
+        network: From `trainable`; the last of its activations are the logits.
+        optimizer: From `schedule.optimizer`, or any other of optax.
         smoothing: Share of the target that all classes divide equally (Szegedy et al.
             2015, arXiv:1512.00567).
         ema: Decay per step of the moving average of the weights.
@@ -134,7 +144,7 @@ class Trainer:
         self._smoothing, self._ema, self._seed = smoothing, ema, seed
 
     def start(self) -> State:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         params, statistics, _ = self._first
         return State(
             jnp.zeros((), jnp.int32),
@@ -145,7 +155,7 @@ class Trainer:
         )
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        """Learns from a batch; to be compiled, and the state donated.
+        """Takes a step on a batch; to be compiled, and the state donated.
 
         Returns:
             The new state, and `loss`, `accuracy`, `gradient_norm` and `dead`: the share
@@ -157,7 +167,7 @@ class Trainer:
             gradient, state.optimizer, state.params
         )
         params = optax.apply_updates(state.params, update)
-        # A short memory at first, or the average would remember the random start.
+        # A short memory at first, or the random start would stay in the average.
         decay = jnp.minimum(self._ema, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update(
             (params, statistics), state.average, 1 - decay
@@ -190,12 +200,12 @@ class Trainer:
         return nnx.merge(self._graph, params, statistics, rest, copy=True)
 
     def average(self, state: State) -> dict[str, Any]:
-        """The averaged weights as parameters of the plain network, nested by layer."""
+        """Returns the averaged weights as parameters of the plain network."""
         return folded(self._network(*state.average))
 
 
 def _dead(activations: Mapping[str, Array]) -> Array:
-    """The share of units after a ReLU that are zero for all images, everywhere."""
-    after = [x for name, x in activations.items() if f"{name}_pre" in activations]
-    dead = [(x <= 0).all(range(x.ndim - 1)) for x in after]
+    """Share of the units after a ReLU that are zero at all positions of all images."""
+    rectified = [x for name, x in activations.items() if f"{name}_pre" in activations]
+    dead = [(x <= 0).all(range(x.ndim - 1)) for x in rectified]
     return jnp.concatenate(dead).mean() if dead else jnp.zeros(())

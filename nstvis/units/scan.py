@@ -11,7 +11,7 @@ import numpy as np
 
 from nstvis import data, devices, models, pipeline
 from nstvis.runs.checkpoints import Checkpoints
-from nstvis.runs.progress import Progress, interruptible
+from nstvis.runs.progress import Progress
 from nstvis.runs.registry import unknown
 from nstvis.units import maxima, scan_file
 from nstvis.units.receptive_fields import Fields, receptive_fields
@@ -132,7 +132,7 @@ def run(
     batch: int,
     workers: int,
     checkpoint_every: float,
-) -> tuple[maxima.State | None, int]:
+) -> maxima.State:
     """Scans, or goes on where the same scan was interrupted.
 
     Args:
@@ -143,10 +143,10 @@ def run(
         checkpoint_every: Seconds between two checkpoints.
 
     Returns:
-        What is known of all images, on every host, and 0; or None and the number of
-        the signal that interrupted it.
+        What is known of all images, on every host.
 
     Raises:
+        Interrupted: It was asked to stop, and can be resumed.
         ValueError: No image can be read.
         FloatingPointError: An activation is no finite number.
     """
@@ -161,26 +161,23 @@ def run(
     cost = devices.flops(jax.jit(target.forward), target.params, shape)
     checkpoints = Checkpoints(workdir, checkpoint_every)
     done = checkpoints.latest()
-    with (
-        interruptible() as interruption,
-        checkpoints,
-        Progress([cost] * steps, done) as progress,
-    ):
+    with checkpoints, Progress([cost] * steps, done) as progress:
         state = checkpoints.restore(state, data=images)
         for step in range(done + 1, steps + 1):
             part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up
             state = scan.step(state, target.params, part)
-            wish = interruption.signal or int(checkpoints.due())
+            wish = progress.interrupted or int(checkpoints.due())
             wish = devices.agreed(wish, step)
             if wish:
                 checkpoints.save(step, state, data=images)
             progress.show(step, f"{min(step * batch, len(source))} images")
             if wish > 1:
-                return None, wish
+                progress.interrupted = wish
+                break
     if skipped := len(damaged.ids()):
         logger.warning("%d damaged images were skipped: %s", skipped, damaged.path)
-    return _checked(maxima.gathered(state), source), 0
+    return _checked(maxima.gathered(state), source)
 
 
 def _started(target: Target) -> tuple[maxima.Scan, maxima.State]:

@@ -1,4 +1,4 @@
-"""Batches: every image once, in an order that the seed alone decides, cut as promised."""
+"""The pipeline: every image once, in an order that the seed alone decides, cut as promised."""
 
 import concurrent.futures
 import contextlib
@@ -196,6 +196,7 @@ def parsed():
     flags.FLAGS.mark_as_parsed()  # which Grain's workers wait for
 
 
+@pytest.mark.slow
 def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes(parsed):
     iterator = training(noise(11), batch=3, how=WILD, workers=2)
     take(iterator, 3)
@@ -205,6 +206,7 @@ def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes(parsed):
     assert_same(take(resumed, 4), take(iterator, 4))
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_what_is_learned_from(parsed):
     alone, shared = (
         training(noise(12), batch=4, how=WILD, workers=workers) for workers in (0, 2)
@@ -212,6 +214,7 @@ def test_workers_do_not_change_what_is_learned_from(parsed):
     assert_same(take(shared, 6), take(alone, 6))
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_what_is_evaluated(parsed):
     assert_same(evaluated(flat(12), batch=4, workers=2), evaluated(flat(12), batch=4))
 
@@ -312,15 +315,17 @@ MODES = ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "I;16"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(41, 30), (21, 50), (9, 9), (5, 1)])
-def test_evaluation_sees_the_middle_square(mode, size):
-    picture, look = in_mode(noise(1, size).pictures[0], mode)
-    side = min(size)
-    left, top = ((n - side) / 2 for n in size)
-    box = (left, top, left + side, top + side)
-    expected = look.resize((16, 16), Image.Resampling.BILINEAR, box)
-    (found,) = evaluated(Pictures([picture]), 16, 1)
-    np.testing.assert_array_equal(found["image"][0], expected)
+def test_evaluation_sees_the_central_square(mode):
+    pictures, expected = [], []
+    for size in ((41, 30), (21, 50), (9, 9), (5, 1)):
+        picture, look = in_mode(noise(1, size).pictures[0], mode)
+        side = min(size)
+        left, top = ((n - side) / 2 for n in size)
+        box = (left, top, left + side, top + side)
+        pictures.append(picture)
+        expected.append(look.resize((16, 16), Image.Resampling.BILINEAR, box))
+    (batch,) = evaluated(Pictures(pictures), 16, len(pictures))
+    np.testing.assert_array_equal(batch["image"], np.stack(expected))
 
 
 def test_evaluation_shrinks_large_images_without_aliases():
@@ -334,15 +339,14 @@ def test_evaluation_shrinks_large_images_without_aliases():
     np.testing.assert_allclose(inner[:, :, 1].mean(1), middles[1:-1], atol=1.5)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_training_sees_the_colours_that_evaluation_sees(mode):
-    picture, _ = in_mode(Image.new("RGB", (20, 10), (200, 90, 30)), mode)
-    source = Pictures([picture])
-    (expected,) = evaluated(source, batch=1)
+def test_training_sees_the_colours_that_evaluation_sees():
     how = crops.Augmentation(crop=0.3, color=0)
-    np.testing.assert_array_equal(
-        next(training(source, batch=1, how=how))["image"], expected["image"]
-    )
+    for mode in MODES:
+        picture, _ = in_mode(Image.new("RGB", (20, 10), (200, 90, 30)), mode)
+        source = Pictures([picture])
+        (expected,) = evaluated(source, batch=1)
+        batch = next(training(source, batch=1, how=how))
+        np.testing.assert_array_equal(batch["image"], expected["image"], mode)
 
 
 # Augmentation.
