@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from PIL import Image
+
+from nstvis import images
 
 # A square root of the covariance of the colours of ImageNet's pixels, RGB 0..1; the
 # columns: light, blue to orange, green to magenta.
@@ -22,6 +25,16 @@ _COLOR_ROOT = np.array(
 COLORS = _COLOR_ROOT / np.linalg.norm(_COLOR_ROOT, axis=0).max()
 
 DEVIATION = 0.01  # of the noise at the start
+
+
+def white_noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """A picture of noise around grey, `shape`, 0..255."""
+    return jnp.clip(128 + 40 * jax.random.normal(key, shape), 0, 255)
+
+
+def from_image(image: Image.Image) -> Array:
+    """A picture as float32 `[1, height, width, 3]`, 0..255."""
+    return jnp.asarray(images.to_array(image))[None]
 
 
 class Canvas(NamedTuple):

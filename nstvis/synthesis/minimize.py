@@ -85,25 +85,6 @@ def enlarge(
     )
 
 
-def smooth_gradient(power: float) -> optax.GradientTransformation:
-    """Divides each spatial frequency f of the gradient by f^power.
-
-    Pictures have most of their energy in low frequencies, gradients of networks with
-    strides in high ones, as grids of dots. The largest factor is 1.
-    """
-
-    def smooth(gradient: Array) -> Array:
-        height, width = gradient.shape[1:3]
-        rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-        least = 1 / max(height, width)
-        factors = (np.maximum(np.hypot(rows, columns), least) / least) ** -power
-        spectrum = jnp.fft.rfft2(gradient, axes=(1, 2))
-        spectrum *= factors[None, :, :, None].astype(np.float32)
-        return jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
-
-    return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))
-
-
 def within_range(canvas: Array) -> Array:
     """The nearest picture: a canvas of pixels clipped to 0..255."""
     return jnp.clip(canvas, 0, 255)
