@@ -1,4 +1,4 @@
-r"""Feature visualization: optimizes pictures that activate units.
+r"""Feature visualisation: optimises pictures that activate units.
 
     python launch.py --experiment=features
     python launch.py --experiment=features --config.units='conv3:17,fc8:*' \
@@ -48,12 +48,12 @@ class Config(Settings, Network):
     # Workdir of a finished --experiment=units: its maxima are compared with, and its
     # atlas shows the pictures.
     atlas: str = ""
-    # Pictures that are optimized at once.
+    # Pictures that are optimised at once.
     chunk: int = bounded(16, least=1, most=4096)
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
-    """Optimizes the pictures that are missing, then writes sheets and the table."""
+    """Optimises the pictures that are missing, then writes sheets and the table."""
     forward, params = models.load(config.model, config.weights, seed=config.seed)
     counts = models.units(forward, params, config.size)
     units = parse_units(config.units, counts)

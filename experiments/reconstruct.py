@@ -44,7 +44,7 @@ class Config(Resumable, Settings):
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
-    """Optimizes all pictures at once, and draws them."""
+    """Optimises all pictures at once, and draws them."""
     content = images.read(assets.picture(config.content, "content"))
     style = images.read(assets.picture(config.style, "style"))
     reconstruction = Reconstruction(content, style, config)

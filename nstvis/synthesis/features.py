@@ -1,4 +1,4 @@
-"""Feature visualization by activation maximization: pictures that excite units.
+"""Feature visualisation by activation maximisation: pictures that excite units.
 
 Erhan et al. 2009 ("Visualizing Higher-Layer Features of a Deep Network"), with the
 canvas and the random transforms of Olah, Mordvintsev & Schubert 2017 ("Feature
@@ -31,13 +31,13 @@ OBJECTIVES = ("unit", "channel")
 
 @dataclasses.dataclass(kw_only=True)
 class Settings(Seed):
-    """How to optimize a unit's picture. The defaults suit the bundled network."""
+    """How to optimise a unit's picture. The defaults suit the bundled network."""
 
-    # What is maximized: unit, at the center of its map, or channel, the map's mean.
+    # What is maximised: unit, at the centre of its map, or channel, the map's mean.
     objective: str = chosen(*OBJECTIVES)
     # Side of the pictures, in pixels: a bit more than a unit's receptive field.
     size: int = bounded(96, least=1, most=4096)
-    # What is optimized: Fourier coefficients or pixels.
+    # What is optimised: Fourier coefficients or pixels.
     canvas: str = chosen(*canvas.KINDS)
     # Adam's steps for each picture.
     steps: int = bounded(64, least=1, most=1_000_000)
@@ -100,7 +100,7 @@ class Search:
 
     Attributes:
         layer: Its name.
-        chunk: Units whose pictures are optimized together.
+        chunk: Units whose pictures are optimised together.
         flops: Floating-point operations of a step, by XLA's count.
     """
 

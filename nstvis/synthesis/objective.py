@@ -138,5 +138,5 @@ def total_loss(
 
 
 def _layer_key(key: Array, layer: str) -> Array:
-    """A layer's own key, which no other layer and no jitter has a say in."""
+    """A key for one layer, independent of the other layers' and of the jitter's."""
     return jax.random.fold_in(key, zlib.crc32(layer.encode()))

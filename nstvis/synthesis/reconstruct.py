@@ -3,7 +3,7 @@
 From noise, gradient descent finds a picture with the content's activations in one layer,
 for each layer (Mahendran & Vedaldi 2015, arXiv:1412.0035), and pictures with the style's
 Gram matrices in the first layer, the first two, and so on (Gatys, Ecker & Bethge 2015,
-arXiv:1508.06576, Figure 1). One program optimizes all of them at once.
+arXiv:1508.06576, Figure 1). One program optimises all of them at once.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Settings(Seed, Network):
 # What each of n pictures is compared with, and the limits `[n]` of their random rolls.
 Data = tuple[Targets, Array]
 # The axes along which the pictures lie: the factors `[n]`, 0 where a picture is not
-# optimized for a layer, and the limits.
+# optimised for a layer, and the limits.
 AXES = (Targets(None, None, None, None, 0, 0), 0)  # pyright: ignore[reportArgumentType]
 
 

@@ -2,7 +2,7 @@
 
     picture = stylize(Image.open("bridge.jpg"), [Image.open("starry_night.jpg")])
 
-A generated image G starts as noise, and gradient descent changes its pixels to minimize
+A generated image G starts as noise, and gradient descent changes its pixels to minimise
 J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 """
 
@@ -249,7 +249,7 @@ def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
 
 
 def _log_objective(targets: Targets, settings: Settings) -> None:
-    """Logs what is minimized, in canonical units whatever those of the settings."""
+    """Logs what is minimised, in canonical units whatever those of the settings."""
     height, width = targets.content.shape[1:3]
     gram = settings.style_loss == "gram"
     symbol = "E" if gram else pathlib.PurePath(settings.style_loss).stem

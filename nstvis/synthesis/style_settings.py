@@ -43,8 +43,8 @@ class Settings(Seed, Network):
     style_blend: str = ""
     # Long side of the style picture over that of the result.
     style_scale: float = bounded(1.0, least=0.05, most=10)
-    # Which of the content's colors to preserve: none, those around its luminance, or
-    # their distribution, which the style takes on first.
+    # Keep the content's colours: luminance transfers the luminance alone, histogram
+    # first matches the style's colours to the content's.
     preserve_color: str = chosen("no", "luminance", "histogram")
     # Where G starts: noise, content, or the path of a picture.
     start: str = "noise"
@@ -54,9 +54,9 @@ class Settings(Seed, Network):
     scales: int = bounded(3, least=1, most=100)
     # Steps at each size.
     steps: int = bounded(250, least=1, most=1_000_000)
-    # Optimizer; gd is plain gradient descent, G := G - learning_rate dJ/dG.
+    # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
     optimizer: str = chosen(*LEARNING_RATES)
-    # Length of a step; 0 for the optimizer's default (gd has one in balanced units).
+    # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
     learning_rate: float = bounded(0.0, least=0, most=1e12)
     # Adam's gradient is divided by f^smoothing at each spatial frequency f. With 0 it is
     # plain Adam; higher values paint broad strokes before fine ones.
