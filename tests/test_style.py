@@ -128,11 +128,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
         assert report["J"] == pytest.approx(expected, rel=1e-5)
 
 
-def targets_of(network, settings, styles=(batch(STYLE),)):
+def targets_of(network, settings, styles=()):
     forward, params = network
-    return objective.make_targets(forward, settings)(
-        params, batch(CONTENT), list(styles)
-    )
+    make_targets = jax.jit(objective.make_targets(forward, settings))
+    return make_targets(params, batch(CONTENT), list(styles) or [batch(STYLE)])
 
 
 def test_layers_have_the_weights_given(network):
