@@ -301,7 +301,11 @@ def test_a_style_loss_by_name_is_registered(monkeypatch):
 @pytest.mark.slow
 def test_a_transfer_with_a_style_loss_of_ones_own(sliced, tmp_path):
     arguments = [f"--config.{k}={v}" for k, v in vars(QUICK).items() if v != ""]
-    arguments += [f"--config.style_loss={sliced}", "--config.steps=2"]
+    arguments += [
+        f"--config.style_loss={sliced}",
+        "--config.steps=2",
+        "--config.size=48",
+    ]
     run = tmp_path / "run"
     done = launcher.launch("--experiment=style", *arguments, f"--workdir={run}")
     assert done.returncode == 0, done.stderr
@@ -309,9 +313,9 @@ def test_a_transfer_with_a_style_loss_of_ones_own(sliced, tmp_path):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     styles = [json.loads(line)["J_style"] for line in lines]
     demo = [images.read(assets.picture("demo", kind)) for kind in ("content", "style")]
-    same = losses(demo[0], demo[1:], steps=2, style_loss=sliced)
+    same = losses(demo[0], demo[1:], size=48, steps=2, style_loss=sliced)
     assert styles == pytest.approx([report["J_style"] for report in same], rel=1e-3)
-    gram = losses(demo[0], demo[1:], steps=1)[0]["J_style"]
+    gram = losses(demo[0], demo[1:], size=48, steps=1)[0]["J_style"]
     assert styles[0] != pytest.approx(gram, rel=0.1)
 
 
