@@ -64,7 +64,7 @@ TURNS = 8
 
 def settings(model: str, size: tuple[int, int]):
     """The same work for both, in neural-style's units."""
-    from nstvis.synthesis.style import Settings
+    from nstvis.synthesis.style_settings import Settings
 
     content, style = LAYERS[model]
     return Settings(
@@ -103,8 +103,8 @@ def jax_stepper(model: str, size: tuple[int, int]):
     from nstvis.synthesis.style import StyleTransfer
 
     content, style = pictures(size)
-    painting = StyleTransfer(content, [style], settings(model, size))
-    moments = painting.run()
+    transfer = StyleTransfer(content, [style], settings(model, size))
+    moments = transfer.run()
 
     def take(n: int) -> None:
         for _ in range(n):
@@ -112,7 +112,7 @@ def jax_stepper(model: str, size: tuple[int, int]):
         jax.block_until_ready(moment.state)
 
     take(1)  # the moment before the first step
-    return take, painting.flops(1)
+    return take, transfer.costs[0]
 
 
 def torch_stepper(model: str, size: tuple[int, int]):
@@ -166,11 +166,11 @@ def torch_stepper(model: str, size: tuple[int, int]):
     def take(n: int) -> None:
         for _ in range(n):
             optimizer.zero_grad()
-            features = forward(canvas)
-            loss = 5 * functional.mse_loss(features[content_layer], target)
+            activations = forward(canvas)
+            loss = 5 * functional.mse_loss(activations[content_layer], target)
             for name in style_layers:
                 loss = loss + 100 * functional.mse_loss(
-                    gram(features[name]), grams[name]
+                    gram(activations[name]), grams[name]
                 )
             down, right = canvas.diff(dim=2).abs().sum(), canvas.diff(dim=3).abs().sum()
             loss = loss + 1e-3 * (down + right)
@@ -220,18 +220,18 @@ def compare(model: str, size: tuple[int, int]) -> str:
     # Both inherit this process's cores, so they are pinned to the same ones.
     flops = {side: ask(worker)["flops"] for side, worker in workers.items()}["jax"]
     steps = "2" if model == "vgg19" else "10"
-    told = {side: [] for side in workers}
+    answers = {side: [] for side in workers}
     for _ in range(TURNS):
         for side, worker in workers.items():
-            told[side].append(ask(worker, steps))
+            answers[side].append(ask(worker, steps))
     for worker in workers.values():
         worker.communicate()
-    times = {side: [t["seconds"] for t in rows] for side, rows in told.items()}
+    times = {side: [t["seconds"] for t in rows] for side, rows in answers.items()}
     ratio = statistics.median(times["jax"]) / statistics.median(times["torch"])
     row = f"| {model} | {size[0]}x{size[1]} |"
     for side in workers:
         least, median = min(times[side]), statistics.median(times[side])
-        speed, peak = flops / median / 1e9, told[side][-1]["peak"]
+        speed, peak = flops / median / 1e9, answers[side][-1]["peak"]
         row += f" {least:.3f} / {median:.3f} | {speed:.0f} | {peak:.0f} |"
     return f"{row} {ratio:.2f} |"
 

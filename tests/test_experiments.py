@@ -1,5 +1,6 @@
-"""Every experiment runs through the launcher and leaves what it promises."""
+"""Every experiment runs through the launcher and leaves what it says."""
 
+import functools
 import json
 import math
 import os
@@ -11,20 +12,19 @@ import pytest
 import tifffile
 from PIL import Image
 
+from experiments import style
 from nstvis import assets, images, models
+from nstvis.runs import config as configs
 from nstvis.runs import registry
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = [
-    "--config.weights=random",
-    "--config.size=64",
-    "--config.steps=2",
-    "--config.scales=2",
-]
+SMALL = ["--config.size=64", "--config.steps=2", "--config.scales=2"]
 # What makes each file of experiments/ run for two steps, and what it then leaves.
 TWO_BATCHES = ["--config.dataset=primitives", "--config.batch=64", "--config.size=32"]
 ARGUMENTS = {
-    "style": SMALL,
+    "style": [*SMALL, "--config.frame_every=1", "--config.seed=7"],
     "explain_unit": [*TWO_BATCHES, "--config.split=train[:100]"],
     "evaluate": [
         *TWO_BATCHES,
@@ -62,9 +62,20 @@ FILES = {
 }
 
 
-def launch(experiment, workdir, *arguments):
-    command = (f"--experiment={experiment}", f"--workdir={workdir}", *arguments)
-    return launcher.launch(*command)
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Runs an experiment for two steps, once; returns its workdir and its output."""
+
+    @functools.cache
+    def launch(name):
+        assert name in ARGUMENTS, f"add {name!r} to ARGUMENTS and FILES in this file"
+        workdir = tmp_path_factory.mktemp(name) / "run"
+        arguments = [f"--workdir={workdir}", *ARGUMENTS[name]]
+        done = launcher.launch(f"--experiment={name}", *arguments)
+        assert done.returncode == 0, done.stderr
+        return workdir, done.stdout + done.stderr
+
+    return launch
 
 
 def rows(workdir):
@@ -88,15 +99,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_style(folder):
-    """The workdir of a run with one of the two styles, written as JPEG."""
-    content, style = folder / "content.png", folder / "rough.png"
-    files = [f"--config.content={content}", f"--config.style={style}"]
-    workdir = folder / "one"
-    done = launch("style", workdir, *SMALL, *files, "--config.output=G.jpg")
-    assert done.returncode == 0, done.stderr
+def paint(folder, workdir, content, *styles, **changes):
+    """Runs the experiment `style` here, in no process of its own."""
+    files = {
+        "content": str(folder / content),
+        "style": ", ".join(str(folder / style) for style in styles),
+    }
+    small = {"weights": "random", "size": 64, "steps": 2, "scales": 2}
+    workdir.mkdir()
+    style.run(style.Config(**(files | small | changes)), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def one_style(folder, compiled_once):
+    """The workdir of a run with one of the two styles, written as JPEG."""
+    return paint(folder, folder / "one", "content.png", "rough.png", output="G.jpg")
 
 
 # Those that take longest run through the launcher in files of their own.
@@ -106,42 +124,53 @@ ELSEWHERE = {"evolution", "sanity", "train", "units"}
 @pytest.mark.parametrize(
     "name", sorted({*registry.names(ROOT / "experiments")} - ELSEWHERE)
 )
-def test_every_experiment_runs_for_two_steps(name, tmp_path):
-    assert name in ARGUMENTS, f"add {name!r} to ARGUMENTS and FILES in this file"
-    done = launch(name, tmp_path / "run", *ARGUMENTS[name])
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+def test_every_experiment_runs_for_two_steps(name, launch):
+    workdir, output = launch(name)
+    assert "Traceback" not in output
     for file in [*FILES[name], "run.json"]:
-        assert (tmp_path / "run" / file).stat().st_size > 0
+        assert (workdir / file).stat().st_size > 0
     for file in FILES[name]:
         if file.endswith(".png"):
-            images.read(tmp_path / "run" / file)
-        assert str(tmp_path / "run" / file) in done.stdout + done.stderr
+            images.read(workdir / file)
+        assert str(workdir / file) in output
     if "metrics.jsonl" in FILES[name]:
-        assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
-        assert (tmp_path / "run/checkpoints/2").is_dir()
-    assert not list((tmp_path / "run").glob("**/*.partial"))
+        assert [row["step"] for row in rows(workdir)] == [1, 2]
+        assert (workdir / "checkpoints/2").is_dir()
+    assert not list(workdir.glob("**/*.partial"))
 
 
-def test_style_writes_frames_and_the_config_into_the_picture(tmp_path):
-    args = [*SMALL, "--config.frame_every=1", "--config.seed=7"]
-    done = launch("style", tmp_path / "run", *args)
-    assert done.returncode == 0, done.stderr
-    frames = sorted(path.name for path in (tmp_path / "run/frames").iterdir())
+def test_style_writes_frames_and_the_config_into_the_picture(launch):
+    workdir, _ = launch("style")
+    frames = sorted(path.name for path in (workdir / "frames").iterdir())
     assert frames == ["000000.png", "000001.png", "000002.png"]
     with Image.open(assets.FOLDER / "demo_content.jpg") as content:
         expected = images.fitted_size(content.size, 64)
-    result = images.read(tmp_path / "run/G.png")
+    result = images.read(workdir / "G.png")
     assert result.size == expected
-    assert images.read(tmp_path / "run/film.png").width > 3 * expected[0]
-    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert images.read(workdir / "film.png").width > 3 * expected[0]
+    config = json.loads((workdir / "run.json").read_text())["config"]
     assert config["seed"] == 7
-    settings = images.read_settings(tmp_path / "run/G.png")
+    settings = images.read_settings(workdir / "G.png")
     assert settings == config | {"step": 2}
     # The steps are JSON integers, and every number can be plotted.
-    for row in rows(tmp_path / "run"):
+    for row in rows(workdir):
         assert isinstance(row["step"], int)
         assert all(math.isfinite(number) for number in row.values())
+
+
+def test_the_defaults_need_no_files_but_the_bundled_ones(launch):
+    workdir, _ = launch("style")
+    config = json.loads((workdir / "run.json").read_text())["config"]
+    defaults = [config[name] for name in ("weights", "content", "style")]
+    assert defaults == ["bundled", "demo", "demo"]
+    first, last = rows(workdir)
+    assert last["J"] < first["J"]
+
+
+def test_what_was_compiled_is_kept(launch):
+    launch("style")
+    cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
+    assert list((cache / "nstvis/xla").iterdir())
 
 
 def test_style_writes_jpeg(one_style):
@@ -155,57 +184,33 @@ def test_style_writes_jpeg(one_style):
 def test_style_writes_16_bits_and_a_blend_of_one_style_is_that_style(
     folder, one_style, tmp_path
 ):
-    done = launch(
-        "style",
-        tmp_path / "run",
-        *SMALL,
-        f"--config.content={folder / 'content.png'}",
-        f"--config.style={folder / 'rough.png'},{folder / 'smooth.jpg'}",
-        "--config.style_blend=1,0",
-        "--config.output=G.tif",
-    )
-    assert done.returncode == 0, done.stderr
-    picture = tifffile.imread(tmp_path / "run/G.tif")
+    styles, blend = ("rough.png", "smooth.jpg"), {"style_blend": "1,0"}
+    workdir = tmp_path / "run"
+    paint(folder, workdir, "content.png", *styles, **blend, output="G.tif")
+    picture = tifffile.imread(workdir / "G.tif")
     assert picture.dtype == np.uint16
     assert picture.shape == (64, 48, 3)
     assert len(np.unique(picture)) > 256
-    assert rows(tmp_path / "run")[0]["J_style"] == pytest.approx(
+    assert rows(workdir)[0]["J_style"] == pytest.approx(
         rows(one_style)[0]["J_style"], rel=1e-5
     )
 
 
 def test_style_blends_two_styles_and_keeps_transparency(folder, one_style, tmp_path):
-    done = launch(
-        "style",
-        tmp_path / "run",
-        *SMALL,
-        f"--config.content={folder / 'transparent.png'}",
-        f"--config.style={folder / 'rough.png'}, {folder / 'smooth.jpg'}",
-        "--config.style_blend=1,3",
-    )
-    assert done.returncode == 0, done.stderr
-    result = images.read(tmp_path / "run/G.png")
+    styles, blend = ("rough.png", "smooth.jpg"), {"style_blend": "1,3"}
+    workdir = paint(folder, tmp_path / "run", "transparent.png", *styles, **blend)
+    result = images.read(workdir / "G.png")
     content = images.read(folder / "transparent.png")
     assert result.mode == "RGBA"
     assert result.getchannel("A").tobytes() == content.getchannel("A").tobytes()
-    blended, alone = rows(tmp_path / "run")[0], rows(one_style)[0]
+    blended, alone = rows(workdir)[0], rows(one_style)[0]
     assert blended["J_style"] != pytest.approx(alone["J_style"], rel=1e-2)
 
 
-def test_the_defaults_need_no_files_but_the_bundled_ones(tmp_path):
-    small = [arg for arg in SMALL if "weights" not in arg]
-    done = launch("style", tmp_path / "run", *small)
-    assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
-    chosen = [config[name] for name in ("weights", "content", "style")]
-    assert chosen == ["bundled", "demo", "demo"]
-    first, last = rows(tmp_path / "run")
-    assert last["J"] < first["J"]
-
-
-def test_what_was_compiled_is_kept(one_style):
-    cache = pathlib.Path(os.environ["XDG_CACHE_HOME"])
-    assert list((cache / "nstvis/xla").iterdir())
+@pytest.mark.parametrize("output", ["../x.png", "a/b.png", "film.png", "G.gif", ""])
+def test_a_result_needs_a_name_of_its_own(output):
+    with pytest.raises(ValueError, match=r"output=|\.png"):
+        configs.check(style.Config(output=output))
 
 
 def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
@@ -216,14 +221,19 @@ def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
         for kind, array in kinds.items()
     }
     np.savez(tmp_path / "huge.npz", **huge)
-    small = ["--config.size=64", "--config.steps=40", "--config.scales=2"]
     run = tmp_path / "run"
-    weights = f"--config.weights={tmp_path / 'huge.npz'}"
-    done = launch("style", run, *small, weights)
+    done = launcher.launch(
+        "--experiment=style",
+        f"--workdir={run}",
+        "--config.size=64",
+        "--config.steps=40",
+        "--config.scales=2",
+        f"--config.weights={tmp_path / 'huge.npz'}",
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the loss is not finite")
     assert images.read(run / "G.png").size == (64, 48)
-    told = rows(run)
-    assert [row["step"] for row in told] == list(range(1, len(told) + 1))
-    assert min(row["damping"] for row in told) < 2.0**-20  # the one that ended it
-    assert all(row["J"] is None for row in told)
+    steps = rows(run)
+    assert [row["step"] for row in steps] == list(range(1, len(steps) + 1))
+    assert min(row["damping"] for row in steps) < 2.0**-20  # the one that ended it
+    assert all(row["J"] is None for row in steps)

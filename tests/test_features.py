@@ -13,6 +13,8 @@ import pytest
 
 from experiments import features as experiment
 from nstvis import images, models
+from nstvis.runs import config as configs
+from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features
 from nstvis.units import atlas, scan_file, table
 from nstvis.units import maxima as running
@@ -66,7 +68,7 @@ def find(forward, params, layer, how, units, chunk):
 
 
 def linear(weights, images):
-    """Units that are linear in the pixels: off by 100 at grey, as a ReLU sees it."""
+    """Units that are linear in the pixels: -100 at grey, before the ReLU."""
     flat = (images - 127.5).reshape(len(images), -1) @ weights.T - 100
     return {"lin_pre": flat, "lin": jax.nn.relu(flat), "dead": jax.nn.relu(flat)}
 
@@ -93,7 +95,7 @@ def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it
         assert activation == pytest.approx(seen, rel=1e-4)
 
 
-def test_a_relu_that_is_off_has_a_gradient_before_it_alone(weights):
+def test_an_inactive_unit_has_a_gradient_before_its_relu_alone(weights):
     on, off = (
         find(linear, weights, name, settings(steps=10), [1], 3)[0].activation
         for name in ("lin", "dead")
@@ -183,7 +185,7 @@ def test_a_search_climbs(network):
 
 def test_units_are_named_alone_or_by_layer():
     counts = {"conv1": 3, "a:b": 2}
-    parse = experiment.parse_units
+    parse = features.parse_units
     assert parse("conv1:1", counts) == {"conv1": [1]}
     assert parse("conv1:2, conv1:0,conv1:2", counts) == {"conv1": [0, 2]}
     assert parse("a:b:*,conv1:1", counts) == {"a:b": [0, 1], "conv1": [1]}
@@ -201,7 +203,7 @@ def test_units_are_named_alone_or_by_layer():
 )
 def test_wrong_units_are_refused_with_advice(text, message):
     with pytest.raises(ValueError, match=message):
-        experiment.parse_units(text, {"conv1": 3})
+        features.parse_units(text, {"conv1": 3})
 
 
 @pytest.mark.parametrize(
@@ -210,14 +212,15 @@ def test_wrong_units_are_refused_with_advice(text, message):
         ({"objective": "chanel"}, "did you mean 'channel'"),
         ({"canvas": "pixel"}, "did you mean 'pixels'"),
         ({"steps": 0}, "steps should be at least 1"),
-        ({"tv": -1.0}, "tv should not be negative"),
-        ({"scale": 1.0}, "scale should be below 1"),
-        ({"learning_rate": 0.0}, "learning_rate should be positive"),
+        ({"tv": -1.0}, "tv should be at least 0"),
+        ({"scale": 1.0}, "scale should be at least 0 and below 1"),
+        ({"learning_rate": 0.0}, "learning_rate should be above 0"),
+        ({"rotate": 1e9}, "rotate should be at least 0 and at most 180"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_advice(changes, message):
     with pytest.raises(ValueError, match=message):
-        features.check(settings(**changes))
+        configs.check(settings(**changes))
 
 
 def config(network, **changes):
@@ -250,6 +253,7 @@ def whole(network, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_every_unit_gets_a_picture_a_place_on_the_sheet_and_a_row(whole):
     found = painted(whole)
     assert {name: sorted(units) for name, units in found.items()} == {
@@ -268,6 +272,7 @@ def test_every_unit_gets_a_picture_a_place_on_the_sheet_and_a_row(whole):
         assert (row["maximum"], row["ratio"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_the_pictures_in_the_files(whole, network):
     forward, params = conv_network(network)
     forward = jax.jit(forward)
@@ -286,8 +291,9 @@ def assert_same_end(workdir, whole):
             assert (workdir / name).read_text() == (whole / name).read_text()
 
 
-def test_interrupted_it_goes_on_with_the_pictures_that_are_missing(
-    network, whole, tmp_path, monkeypatch, caplog
+@pytest.mark.slow
+def test_interrupted_it_resumes_with_the_pictures_that_are_missing(
+    network, whole, tmp_path, monkeypatch
 ):
     found = features.Search.found
 
@@ -295,27 +301,26 @@ def test_interrupted_it_goes_on_with_the_pictures_that_are_missing(
         signal.raise_signal(signal.SIGTERM)
         return found(self, state, units)
 
-    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as interrupted:
         patch.setattr(features.Search, "found", stop)
-        code = experiment.run(config(network), tmp_path)
-    assert code == 128 + signal.SIGTERM
-    assert (
-        f"the same command with --workdir={tmp_path} goes on from there" in caplog.text
-    )
+        experiment.run(config(network), tmp_path)
+    assert interrupted.value.signum == signal.SIGTERM
     assert sorted(painted(tmp_path)["conv2"]) == [0, 1, 2]
     assert not (tmp_path / "features.csv").exists()
     kept = tmp_path / "features/conv2/1.png"
     written = kept.stat().st_mtime_ns
     (tmp_path / "features/conv2/0.png").unlink()  # other chunks than the first time
-    assert experiment.run(config(network), tmp_path) == 0
+    assert experiment.run(config(network), tmp_path) == ["features.csv", "conv2.png"]
     assert kept.stat().st_mtime_ns == written
     assert_same_end(tmp_path, whole)
 
 
-def test_finished_it_says_so(whole, network, caplog):
-    with caplog.at_level(logging.INFO):
-        assert experiment.run(config(network), whole) == 0
-    assert f"finished already: {whole / 'features.csv'}" in caplog.text
+@pytest.mark.slow
+def test_finished_it_says_so(whole, network):
+    arguments = [*QUICK, f"--config.model={network}", "--config.units=conv2:*"]
+    done = launcher.launch("--experiment=features", *arguments, f"--workdir={whole}")
+    assert done.returncode == 0, done.stderr
+    assert f"finished already: {whole / 'features.csv'}" in done.stderr
 
 
 def atlas_of(network, folder, maxima):
@@ -371,6 +376,7 @@ def atlas_of(network, folder, maxima):
     table.save(folder / "units.npz", found)
 
 
+@pytest.mark.slow
 def test_activations_are_compared_with_the_data_set_s_maxima(
     network, whole, tmp_path, caplog
 ):
@@ -399,7 +405,7 @@ def test_activations_are_compared_with_the_data_set_s_maxima(
         experiment.run(other, tmp_path / "other")
 
 
-def test_units_that_stay_off_are_named(network, tmp_path, caplog):
+def test_dead_units_are_named(network, tmp_path, caplog):
     _, params = conv_network(network)
     flat = {
         f"{layer}.{kind}": np.array(array)
@@ -411,8 +417,8 @@ def test_units_that_stay_off_are_named(network, tmp_path, caplog):
     weights = str(tmp_path / "weights.npz")
     with caplog.at_level(logging.WARNING):
         experiment.run(config(network, weights=weights), tmp_path / "run")
-    off = {row["unit"] for row in rows(tmp_path / "run") if row["activated"] == "no"}
-    assert {"conv2:2", "conv2:5"} <= off
+    dead = {row["unit"] for row in rows(tmp_path / "run") if row["activated"] == "no"}
+    assert {"conv2:2", "conv2:5"} <= dead
     line = next(m for m in caplog.messages if "could not be activated" in m)
-    assert line.startswith(f"{len(off)} of 7 units of conv2")
-    assert all(f"{unit} (" in line for unit in off)
+    assert line.startswith(f"{len(dead)} of 7 units of conv2")
+    assert all(f"{unit} (" in line for unit in dead)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from nstvis.synthesis import minimize
+from nstvis.synthesis import minimize, optimizers
 
 KEY = jax.random.key(0)
 TARGET = 100.0
@@ -19,7 +19,7 @@ EVERY_OPTIMIZER = pytest.mark.parametrize(
 
 def test_a_smoothed_gradient_is_divided_by_its_frequencies():
     power, gradient = 0.5, np.random.default_rng(0).normal(size=(1, 12, 15, 3))
-    smooth = minimize.smooth_gradient(power)
+    smooth = optimizers.smooth_gradient(power)
     ours, _ = smooth.update(jnp.asarray(gradient, jnp.float32), smooth.init(None))
     frequencies = np.hypot(np.fft.fftfreq(12)[:, None], np.fft.fftfreq(15)[None])
     factors = np.maximum(frequencies * 15, 1) ** -power
@@ -49,10 +49,10 @@ def run(objective, optimizer, canvas, steps, data=1.0):
     """Returns the last state and the metrics of all steps."""
     step = minimize.make_step(objective, optimizer)
     state = minimize.start(canvas, optimizer)
-    return go_on(step, state, range(steps), data)
+    return resume(step, state, range(steps), data)
 
 
-def go_on(step, state, steps, data=1.0):
+def resume(step, state, steps, data=1.0):
     reports = []
     for moment in minimize.minimize(step, state, data, KEY, steps):
         state, metrics = moment
@@ -121,11 +121,11 @@ def test_metrics_are_those_of_the_canvas_before_the_step():
 @EVERY_OPTIMIZER
 def test_two_halves_are_one_run_bit_for_bit(optimizer):
     step = minimize.make_step(noisy, optimizer)
-    whole, reports = go_on(step, minimize.start(picture(), optimizer), range(6))
-    half, first = go_on(step, minimize.start(picture(), optimizer), range(3))
+    whole, reports = resume(step, minimize.start(picture(), optimizer), range(6))
+    half, first = resume(step, minimize.start(picture(), optimizer), range(3))
     saved = jax.tree.map(np.array, half)
     restored = jax.tree.map(jnp.array, saved)
-    both, second = go_on(step, restored, range(3, 6))
+    both, second = resume(step, restored, range(3, 6))
     assert_same(both, whole)
     assert first + second == reports
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_is_stepped_back_from():
     np.testing.assert_array_equal(state.canvas, canvas)
     state, metrics = step(state, 1.0, KEY)
     assert np.all(state.canvas == 150)
-    state, reports = go_on(step, state, range(3, 40))
+    state, reports = resume(step, state, range(3, 40))
     np.testing.assert_allclose(state.best, TARGET, atol=1e-3)
     assert np.isfinite(reports[-1]["J"])
     assert state.damping == 0.5
@@ -231,11 +231,11 @@ def test_enlarge_carries_adams_moments():
 
 
 @EVERY_OPTIMIZER
-def test_an_enlarged_state_goes_on(optimizer):
+def test_an_enlarged_state_can_be_optimised(optimizer):
     step = minimize.make_step(quadratic, optimizer)
-    state, _ = go_on(step, minimize.start(picture(), optimizer), range(2))
+    state, _ = resume(step, minimize.start(picture(), optimizer), range(2))
     state = minimize.enlarge(state, optimizer, 6, 7)
-    state, reports = go_on(step, state, range(2, 30))
+    state, reports = resume(step, state, range(2, 30))
     assert [report["step"] for report in reports] == list(range(3, 31))
     assert reports[-1]["J"] < reports[0]["J"]
     assert state.best.shape == (1, 6, 7, 3)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import launcher
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from experiments import reconstruct
+from experiments import reconstruct as experiment
 from nstvis import images, models
 from nstvis.runs.metrics import Metrics
+from nstvis.runs.progress import Interrupted
+from nstvis.synthesis import reconstruct
 
 NETWORK = """
 from flax import nnx
@@ -33,14 +34,8 @@ def build(*, pooling, last, rngs, classes=3):
 NAMES = ["content_conv1", "content_conv2", "style_conv1", "style_conv1-conv2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(cache):
-    """Most runs here run the same program."""
-    cache.keep_compiled()
-    compilation_cache.reset_cache()  # JAX looks only once whether there is one
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+# Most runs here run the same program.
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,7 @@ def folder(tmp_path_factory):
 def config(folder, **changes):
     known = {"weights": "random", "size": 16, "steps": 4, "jitter": 2}
     known |= {name: str(folder / f"{name}.png") for name in ("content", "style")}
-    return reconstruct.Config(model=str(folder / "two.py"), **(known | changes))
+    return experiment.Config(model=str(folder / "two.py"), **(known | changes))
 
 
 def arguments(folder):
@@ -76,10 +71,12 @@ def test_each_picture_has_its_own_layers_and_no_others(folder):
     forward, params = models.load(str(folder / "two.py"), "random")
     layers, gamma = ["conv1", "conv2"], 0.01
     content, style, canvas = map(noise, range(3))
-    aim = jax.jit(reconstruct.make_aim(forward, layers, 0))(params, content, style)
-    objective = reconstruct.make_objective(forward, gamma)
-    together = jax.jit(jax.vmap(objective, (None, reconstruct.SHARED, None)))
-    found, _ = together(jnp.asarray(canvas), aim, jax.random.key(0))
+    settings = reconstruct.Settings(gamma=gamma, jitter=0)
+    make_targets = jax.jit(reconstruct.make_targets(forward, layers, settings))
+    objective = reconstruct.make_objective(forward, layers, settings)
+    together = jax.jit(jax.vmap(objective, (None, reconstruct.AXES, None)))
+    data = make_targets(params, content, style)
+    losses, _ = together(jnp.asarray(canvas), data, jax.random.key(0))
     p, s, f = (
         {k: np.asarray(x, float) for k, x in jax.jit(forward)(params, image).items()}
         for image in (content, style, canvas)
@@ -102,20 +99,18 @@ def test_each_picture_has_its_own_layers_and_no_others(folder):
         (of_style("conv1") + of_style("conv2")) / 2,
     ]
     smooth = gamma * sum(steps) / canvas.size
-    np.testing.assert_allclose(found, np.array(expected) + smooth, rtol=1e-4)
+    np.testing.assert_allclose(losses, np.array(expected) + smooth, rtol=1e-4)
 
 
 def test_pictures_of_the_style_alone_are_rolled(folder):
     forward, params = models.load(str(folder / "two.py"), "random")
     content, style, canvas = (jnp.asarray(noise(i)) for i in range(3))
-    take_aim = jax.jit(reconstruct.make_aim(forward, ["conv1", "conv2"], 2))
-    aim = take_aim(params, content, style)
-    objective = jax.jit(
-        jax.vmap(
-            reconstruct.make_objective(forward, 0), (None, reconstruct.SHARED, None)
-        )
-    )
-    losses = np.array([objective(canvas, aim, jax.random.key(i))[0] for i in range(8)])
+    layers, settings = ["conv1", "conv2"], reconstruct.Settings(gamma=0.0, jitter=2)
+    make_targets = jax.jit(reconstruct.make_targets(forward, layers, settings))
+    data = make_targets(params, content, style)
+    objective = reconstruct.make_objective(forward, layers, settings)
+    together = jax.jit(jax.vmap(objective, (None, reconstruct.AXES, None)))
+    losses = np.array([together(canvas, data, jax.random.key(i))[0] for i in range(8)])
     assert (np.ptp(losses, axis=0) > 0).tolist() == [False, False, True, True]
 
 
@@ -141,6 +136,7 @@ def losses(workdir):
     return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_picture_is_there_with_its_loss_and_its_psnr(whole, folder):
     assert [row["picture"] for row in rows(whole)] == NAMES
     told = losses(whole)
@@ -160,6 +156,7 @@ def test_every_picture_is_there_with_its_loss_and_its_psnr(whole, folder):
     assert 3 * 16 < page.width < 6 * 16 and 2 * 12 < page.height
 
 
+@pytest.mark.slow
 def test_interrupted_it_ends_as_if_it_had_not_been(
     folder, whole, tmp_path, monkeypatch, caplog
 ):
@@ -171,29 +168,39 @@ def test_interrupted_it_ends_as_if_it_had_not_been(
         return write(self, row)
 
     monkeypatch.setattr(Metrics, "write", stop)
-    with caplog.at_level(logging.INFO):
-        code = reconstruct.run(config(folder), tmp_path)
-    assert code == 128 + signal.SIGTERM
-    assert "stopped after step 2 of 4" in caplog.text
+    with pytest.raises(Interrupted) as stop:
+        experiment.run(config(folder), tmp_path)
+    assert stop.value.signum == signal.SIGTERM
     assert not (tmp_path / "reconstruct.csv").exists()
     assert (tmp_path / "reconstruct.png").exists()
-    assert reconstruct.run(config(folder), tmp_path) == 0
+    with caplog.at_level(logging.INFO):
+        results = experiment.run(config(folder), tmp_path)
+    assert "resuming after step 2 of 4" in caplog.text
+    assert all((tmp_path / name).exists() for name in results)
     assert losses(tmp_path) == losses(whole)
     for file in [*(f"{name}.png" for name in NAMES), "reconstruct.csv"]:
         assert (tmp_path / file).read_bytes() == (whole / file).read_bytes()
-    with caplog.at_level(logging.INFO):
-        reconstruct.run(config(folder), tmp_path)
-    assert f"finished already: {tmp_path / 'reconstruct.png'}" in caplog.text
+
+
+@pytest.mark.slow
+def test_finished_it_says_so(folder, whole):
+    done = launcher.launch(
+        "--experiment=reconstruct", *arguments(folder), f"--workdir={whole}"
+    )
+    assert done.returncode == 0
+    assert f"finished already: {whole / 'reconstruct.png'}" in done.stderr
 
 
 def test_the_first_layer_gives_the_content_back(folder):
-    rebuilding = reconstruct.Rebuilding(config(folder, steps=150, gamma=0.0))
-    start = rebuilding.start()
-    first = [np.asarray(x) for x in rebuilding.pictures(start)]
-    *_, (state, told) = rebuilding.run(start, range(150))
-    assert float(told["content_conv1"]) < 0.01
-    content = np.asarray(rebuilding.originals[0], float)
-    last = [np.asarray(x) for x in rebuilding.pictures(state)]
+    originals = [images.read(folder / f"{x}.png") for x in ("content", "style")]
+    settings = config(folder, steps=150, gamma=0.0)
+    reconstruction = reconstruct.Reconstruction(*originals, settings)
+    start = reconstruction.start()
+    first = [np.asarray(x) for x in reconstruction.pictures(start)]
+    *_, (state, losses) = reconstruction.run(start, range(150))
+    assert float(losses["content_conv1"]) < 0.01
+    content = np.asarray(reconstruction.originals[0], float)
+    last = [np.asarray(x) for x in reconstruction.pictures(state)]
     before, after = (((x[0] - content) ** 2).mean() for x in (first, last))
     assert after < before / 20
 
@@ -203,16 +210,19 @@ def test_the_first_layer_gives_the_content_back(folder):
     [
         ({"layers": "conv1,cnv2"}, "did you mean 'conv2'"),
         ({"steps": 0}, "steps should be at least 1"),
-        ({"pooling": "median"}, "pooling is 'max' or 'average'"),
+        ({"pooling": "median"}, "there are max, average"),
         ({"content": "nowhere.png"}, "nowhere.png"),
+        ({"layers": "conv1,conv1"}, "conv1 is given twice"),
+        ({"gamma": -1.0}, "gamma should be at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate should be above 0"),
     ],
 )
 def test_mistakes_get_one_line(folder, tmp_path, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
-        reconstruct.run(config(folder, **changes), tmp_path)
+        experiment.run(config(folder, **changes), tmp_path)
 
 
 def test_layers_are_the_convolutions_in_order_unless_named(folder):
-    assert reconstruct._layers(config(folder)) == ["conv1", "conv2"]
+    assert reconstruct.find_layers(config(folder)) == ["conv1", "conv2"]
     named = config(folder, layers="conv2_pre, conv1")
-    assert reconstruct._layers(named) == ["conv1", "conv2_pre"]
+    assert reconstruct.find_layers(named) == ["conv1", "conv2_pre"]

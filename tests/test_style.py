@@ -1,18 +1,23 @@
 """Style transfer, end to end on a small network with random filters."""
 
 import dataclasses
+import json
 import logging
 import math
 import re
+import zlib
 
 import jax
 import jax.numpy as jnp
+import launcher
 import numpy as np
 import pytest
 from PIL import Image
 
-from nstvis import devices, images, models
-from nstvis.synthesis import style
+from nstvis import assets, devices, images, models
+from nstvis.runs import config
+from nstvis.synthesis import objective, style, style_losses, style_settings
+from nstvis.synthesis.optimizers import LEARNING_RATES
 
 # A whole transfer in a second: the first three layers, one size, a few steps.
 QUICK = style.Settings(
@@ -85,7 +90,7 @@ def test_the_result_has_the_contents_transparency():
 def test_sizes_go_from_coarse_to_fine():
     painting = style.StyleTransfer(CONTENT, [STYLE], quick(size=80, scales=2))
     moments = [(m.step, m.state.canvas.shape) for m in painting.run()]
-    assert painting.steps == 6
+    assert len(painting.costs) == 6
     coarse, fine = (1, 32, 40, 3), (1, 64, 80, 3)
     assert dict(moments) == {n: coarse if n <= 3 else fine for n in range(7)}
 
@@ -108,7 +113,7 @@ def test_pictures_of_a_single_color_are_painted(name, preserve_color):
 # The objective.
 
 
-@pytest.mark.parametrize("optimizer", style.LEARNING_RATES)
+@pytest.mark.parametrize("optimizer", LEARNING_RATES)
 def test_every_optimizer_lowers_the_loss(optimizer):
     reports = losses(optimizer=optimizer, steps=20, jitter=0)
     assert reports[-1]["J"] < 0.8 * reports[0]["J"]
@@ -123,31 +128,35 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
         assert report["J"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_layers_weigh_what_they_are_told(network):
+def targets_of(network, settings, styles=()):
     forward, params = network
+    make_targets = jax.jit(objective.make_targets(forward, settings))
+    return make_targets(params, batch(CONTENT), list(styles) or [batch(STYLE)])
+
+
+def test_layers_have_the_weights_given(network):
     contributions = []
     for layers in ("conv1:2", "conv2:0.5", "conv1:2,conv2:0.5"):
         settings = quick(style_layers=layers)
-        aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
-        objective = style.make_objective(forward, settings)
-        _, metrics = objective(batch(picture(50, 40, 3)), aim, jax.random.key(0))
+        total = objective.make_objective(network[0], settings)
+        canvas, key = batch(picture(50, 40, 3)), jax.random.key(0)
+        _, metrics = total(canvas, targets_of(network, settings), key)
         contributions.append(float(metrics["J_style"]))
     assert contributions[2] == pytest.approx(sum(contributions[:2]), rel=1e-4)
 
 
 def test_styles_are_blended_by_their_weights(network):
-    forward, params = network
     styles = [batch(STYLE), batch(picture(40, 40, seed=2))]
 
     def grams(styles, blend):
-        settings = quick(style_blend=blend)
-        return style.make_aim(forward, settings)(params, batch(CONTENT), styles).grams
+        losses = targets_of(network, quick(style_blend=blend), styles).styles
+        return {name: loss.target for name, loss in losses.items()}
 
-    one, other = (grams([s], "") for s in styles)
+    first, second = (grams([s], "") for s in styles)
     for blend, share in {"": 0.5, "3,1": 0.75, "0, 2": 0}.items():
-        for name, found in grams(styles, blend).items():
-            expected = share * one[name] + (1 - share) * other[name]
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        for name, gram in grams(styles, blend).items():
+            expected = share * first[name] + (1 - share) * second[name]
+            np.testing.assert_allclose(gram, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_jitter_rolls_canvas_and_content_alike(network):
@@ -159,50 +168,160 @@ def test_jitter_rolls_canvas_and_content_alike(network):
         jax.random.uniform(jax.random.key(i), (1, 40, 51, 3), maxval=255)
         for i in range(3)
     )
-    make_aim = jax.jit(style.make_aim(forward, still))
+    make_targets = jax.jit(objective.make_targets(forward, still))
 
     def loss_of(settings):
-        objective = style.make_objective(forward, settings)
-        return jax.jit(jax.value_and_grad(lambda *args: objective(*args)[0]))
+        total = objective.make_objective(forward, settings)
+        return jax.jit(jax.value_and_grad(lambda *args: total(*args)[0]))
 
     key, fixed = jax.random.key(0), {}
     in_place, rolled = loss_of(still), loss_of(rolling)
     for shift in np.ndindex(3, 3):
-        target = make_aim(params, jnp.roll(content, shift, (1, 2)), [painting])
+        targets = make_targets(params, jnp.roll(content, shift, (1, 2)), [painting])
         moved = jnp.roll(canvas, shift, (1, 2))
-        loss, gradient = in_place(moved, target, key)
+        loss, gradient = in_place(moved, targets, key)
         fixed[shift] = loss, jnp.roll(gradient, (-shift[0], -shift[1]), (1, 2))
     values = np.array([loss for loss, _ in fixed.values()])
     assert np.diff(np.sort(values)).min() > 1e-5 * values.mean()  # told apart
-    aim, seen = make_aim(params, content, [painting]), set()
+    targets, shifts = make_targets(params, content, [painting]), set()
     for seed in range(12):
-        loss, gradient = rolled(canvas, aim, jax.random.key(seed))
+        loss, gradient = rolled(canvas, targets, jax.random.key(seed))
         shift = list(fixed)[np.abs(values - loss).argmin()]
         np.testing.assert_allclose(loss, fixed[shift][0], rtol=1e-5)
         error = np.linalg.norm(gradient - fixed[shift][1])
         assert error < 1e-4 * np.linalg.norm(gradient)
-        seen.add(shift)
-    assert len(seen) > 4
+        shifts.add(shift)
+    assert len(shifts) > 4
 
 
 def test_jitter_leaves_the_variation_alone(network):
-    forward, params = network
     settings = quick(jitter=8)
-    aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
-    objective, canvas = style.make_objective(forward, settings), batch(CONTENT)
-    told = [objective(canvas, aim, jax.random.key(i))[1] for i in range(3)]
-    assert len({float(metrics["J_style"]) for metrics in told}) == 3
-    assert len({float(metrics["TV"]) for metrics in told}) == 1
+    targets = targets_of(network, settings)
+    total = jax.jit(objective.make_objective(network[0], settings))
+    metrics = [total(batch(CONTENT), targets, jax.random.key(i))[1] for i in range(3)]
+    assert len({float(x["J_style"]) for x in metrics}) == 3
+    assert len({float(x["TV"]) for x in metrics}) == 1
 
 
-def test_lbfgs_has_the_same_objective_at_every_step(network):
-    forward, params = network
-    settings = quick(optimizer="lbfgs", jitter=8)
-    aim = style.make_aim(forward, settings)(params, batch(CONTENT), [batch(STYLE)])
-    objective = style.make_objective(forward, settings)
+@pytest.mark.parametrize("style_loss", ["gram", "sliced"])
+def test_lbfgs_has_the_same_objective_at_every_step(network, sliced, style_loss):
+    path = sliced if style_loss == "sliced" else style_loss
+    settings = quick(optimizer="lbfgs", jitter=8, style_loss=path)
+    targets = targets_of(network, settings)
+    total = jax.jit(objective.make_objective(network[0], settings))
     canvas = batch(picture(50, 40, 3))
-    found = {float(objective(canvas, aim, jax.random.key(i))[0]) for i in range(3)}
-    assert len(found) == 1
+    values = {float(total(canvas, targets, jax.random.key(i))[0]) for i in range(3)}
+    assert len(values) == 1
+
+
+# Style losses.
+
+# What a fork writes: the quantiles of projections on random directions.
+SLICED = """
+import jax
+import jax.numpy as jnp
+from nstvis.synthesis.style_losses import StyleLoss
+
+def style_loss(styles, shares):
+    def quantiles(activations, directions):
+        projected = activations.reshape(-1, activations.shape[-1]) @ directions
+        return jnp.quantile(projected, jnp.linspace(0, 1, 9), axis=0)
+
+    def distance(activations, target, key):
+        directions = jax.random.normal(key, (activations.shape[-1], 4))
+        blend = sum(
+            share * quantiles(style, directions)
+            for style, share in zip(target["styles"], target["shares"])
+        )
+        return jnp.mean((quantiles(activations, directions) - blend) ** 2)
+
+    squares = [jnp.mean(style**2) * style.shape[-1] for style in styles]
+    scale = 1 / sum(s * x for s, x in zip(shares, squares))
+    return StyleLoss({"styles": list(styles), "shares": shares}, scale, distance)
+"""
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory):
+    """The path of a file with a style loss."""
+    path = tmp_path_factory.mktemp("losses") / "sliced.py"
+    path.write_text(SLICED)
+    return str(path)
+
+
+def test_a_style_loss_has_its_own_target_key_and_scale(network, sliced):
+    """Against NumPy, for a blend of two styles of different sizes."""
+    forward, params = network
+    settings = quick(style_loss=sliced, style_blend="3,1", style_layers="conv1:2,conv2")
+    styles = [batch(STYLE), batch(picture(40, 40, seed=2))]
+    canvas = batch(picture(50, 40, 3))
+    targets = targets_of(network, settings, styles)
+    key = jax.random.key(5)
+    total = jax.jit(
+        objective.make_objective(forward, dataclasses.replace(settings, jitter=0))
+    )
+    found = [float(total(canvas, targets, k)[1]["J_style"]) for k in (key, key)]
+    other = float(total(canvas, targets, jax.random.key(6))[1]["J_style"])
+    assert found[0] == found[1] != other
+    seen = [
+        {k: np.asarray(x, float).reshape(-1, x.shape[-1]) for k, x in layers.items()}
+        for layers in (jax.jit(forward)(params, x) for x in [*styles, canvas])
+    ]
+    expected = 0
+    for name, weight in {"conv1": 2, "conv2": 1}.items():
+        first, second, painted = (layers[name] for layers in seen)
+        layer_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        directions = np.asarray(jax.random.normal(layer_key, (first.shape[1], 4)))
+        a, b, g = (
+            np.quantile(x @ directions, np.linspace(0, 1, 9), axis=0)
+            for x in (first, second, painted)
+        )
+        scale = 1 / (0.75 * (first**2).mean() + 0.25 * (second**2).mean())
+        distance = ((g - 0.75 * a - 0.25 * b) ** 2).mean()
+        expected += weight * scale / first.shape[1] * distance
+    assert found[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_style_loss_by_name_is_registered(monkeypatch):
+    def brightness(styles, shares):
+        target = sum(s * x.mean() for s, x in zip(shares, styles))
+        return style_losses.StyleLoss(
+            target,
+            1.0,
+            lambda activations, target, key: (activations.mean() - target) ** 2,
+        )
+
+    with pytest.raises(ValueError, match="did you mean 'gram'"):
+        paint(style_loss="grm")
+    monkeypatch.setitem(style_losses.STYLE_LOSSES, "brightness", brightness)
+    reports = losses(style_loss="brightness", content_layers="", gamma=0.0, steps=40)
+    assert reports[-1]["J_style"] < 0.1 * reports[0]["J_style"]
+
+
+@pytest.mark.slow
+def test_a_transfer_with_a_style_loss_of_ones_own(sliced, tmp_path):
+    arguments = [f"--config.{k}={v}" for k, v in vars(QUICK).items() if v != ""]
+    arguments += [
+        f"--config.style_loss={sliced}",
+        "--config.steps=2",
+        "--config.size=48",
+    ]
+    run = tmp_path / "run"
+    done = launcher.launch("--experiment=style", *arguments, f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    assert "sliced(conv1)" in done.stderr
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    styles = [json.loads(line)["J_style"] for line in lines]
+    demo = [images.read(assets.picture("demo", kind)) for kind in ("content", "style")]
+    same = losses(demo[0], demo[1:], size=48, steps=2, style_loss=sliced)
+    assert styles == pytest.approx([report["J_style"] for report in same], rel=1e-3)
+    gram = losses(demo[0], demo[1:], size=48, steps=1)[0]["J_style"]
+    assert styles[0] != pytest.approx(gram, rel=0.1)
+
+
+def test_other_units_are_those_of_gram_losses(sliced):
+    with pytest.raises(ValueError, match="are those of style_loss=gram"):
+        paint(style_loss=sliced, units="ng")
 
 
 # Sizes, starts and colours.
@@ -217,7 +336,7 @@ def test_style_scale_is_the_size_of_the_style(monkeypatch):
 
     monkeypatch.setattr(images, "resize", spy)
     assert CONTENT.size != STYLE.size
-    narrow = math.ceil(style.SHORTEST_SIDE * max(STYLE.size) / min(STYLE.size))
+    narrow = math.ceil(style_settings.SHORTEST_SIDE * max(STYLE.size) / min(STYLE.size))
     for scale, side in {2.0: 80, 0.1: narrow}.items():
         sides.clear()
         style.StyleTransfer(CONTENT, [STYLE], quick(style_scale=scale))
@@ -269,22 +388,25 @@ def test_histogram_recolors_the_style():
 
 
 def test_layer_weights_are_1_unless_given():
-    assert style.layer_weights("conv1:0.5, conv2") == {"conv1": 0.5, "conv2": 1.0}
-    assert style.layer_weights("conv1:1e3,") == {"conv1": 1000.0}
-    assert style.layer_weights("") == {}
+    assert style_settings.layer_weights("conv1:0.5, conv2") == {
+        "conv1": 0.5,
+        "conv2": 1.0,
+    }
+    assert style_settings.layer_weights("conv1:1e3,") == {"conv1": 1000.0}
+    assert style_settings.layer_weights("") == {}
     with pytest.raises(ValueError, match="'much' in 'conv1:much' should be a number"):
-        style.layer_weights("conv1:much")
+        style_settings.layer_weights("conv1:much")
 
 
 def test_style_blend_sums_to_1():
-    assert style.style_blend("", 4) == [0.25] * 4
-    assert style.style_blend("2,1,1", 3) == [0.5, 0.25, 0.25]
+    assert style_settings.style_blend("", 4) == [0.25] * 4
+    assert style_settings.style_blend("2,1,1", 3) == [0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize("blend", ["1", "1,2,3", "-1,2", "0,0", "1,", "a,b"])
 def test_a_style_blend_that_does_not_fit_is_refused(blend):
     with pytest.raises(ValueError, match="number"):
-        style.style_blend(blend, 2)
+        style_settings.style_blend(blend, 2)
 
 
 @pytest.mark.parametrize(
@@ -299,17 +421,38 @@ def test_a_style_blend_that_does_not_fit_is_refused(blend):
         ({"pooling": "median"}, "there are max, average"),
         ({"size": 39}, "short side is below 32 pixels"),
         ({"style_blend": "1,1"}, "should be 1 positive number"),
-        ({"style_scale": 0.0}, "style_scale should be positive"),
+        ({"style_scale": 0.0}, "style_scale should be at least 0.05"),
         ({"scales": 0}, "scales should be at least 1"),
         ({"steps": 0}, "steps should be at least 1"),
-        ({"tv_power": 3}, "tv_power is 1 or 2"),
+        ({"tv_power": 3}, "tv_power should be 2 or 1, not 3"),
+        ({"alpha": -1.0}, "alpha should be at least 0"),
+        ({"beta": -1.0}, "beta should be at least 0"),
+        ({"gamma": -1.0}, "gamma should be at least 0"),
+        ({"gamma": math.inf}, "gamma=inf should be a finite number"),
+        ({"learning_rate": -1.0}, "learning_rate should be at least 0"),
+        ({"smoothing": 100.0}, "smoothing should be at least 0 and at most 4"),
+        ({"style_scale": 1e-9}, "style_scale should be at least 0.05"),
+        ({"style_scale": 1e9}, "at most 10, not 1000000000.0"),
+        ({"size": 10**6}, "size should be at least 32 and at most 8192"),
+        ({"seed": 2**64}, "should fit in 64 bits"),
+        ({"content_layers": "conv3:-1"}, "should be a number above 0"),
+        ({"style_layers": "conv1,conv1:2"}, "conv1 is given twice"),
+        ({"content_layers": "", "style_layers": " "}, "are both empty"),
+        ({"optimizer": "gd", "units": "ng"}, "give gd a learning_rate"),
+        ({"start": "noisy"}, "did you mean 'noise'"),
+        ({"style_loss": "nowhere/wasserstein.py"}, "no such style_loss file"),
         ({"style_blend": "nan"}, "should be a number"),
         ({"pooling": "maxx"}, "did you mean 'max'"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_advice(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
         paint(**changes)
+
+
+def test_presets_are_within_the_bounds():
+    for preset in style_settings.PRESETS.values():
+        config.check(style.Settings(**preset))
 
 
 def test_a_transfer_needs_a_style():
@@ -368,4 +511,4 @@ def test_the_flop_of_a_step_are_those_of_its_convolutions():
         "conv5": (7 * 5, 256 * 9 * 256),
     }
     forward = sum(2 * places * weights for places, weights in layers.values())
-    assert 1.8 * forward < painting.flops(1) < 3 * forward  # there and back
+    assert 1.8 * forward < painting.costs[0] < 3 * forward  # there and back

@@ -1,7 +1,7 @@
-"""Canvases: the numbers that are optimised, and the picture that they draw.
+"""Canvases: parameterisations of a picture, and pictures to start from.
 
-Both kinds have colours whose components are uncorrelated in natural images, squeezed
-into 0..255 by a sigmoid, so that gradient descent needs no bounds (Olah, Mordvintsev &
+Both kinds have colour components that are uncorrelated in natural images, and a sigmoid
+maps them to 0..255, so that gradient descent needs no bounds (Olah, Mordvintsev &
 Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007, whose
 constants these are).
 """
@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from PIL import Image
+
+from nstvis import images
 
 # A square root of the covariance of the colours of ImageNet's pixels, RGB 0..1; the
 # columns: light, blue to orange, green to magenta.
@@ -24,11 +27,21 @@ COLORS = _COLOR_ROOT / np.linalg.norm(_COLOR_ROOT, axis=0).max()
 DEVIATION = 0.01  # of the noise at the start
 
 
+def white_noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """Returns a picture of Gaussian noise around grey, `shape`, clipped to 0..255."""
+    return jnp.clip(128 + 40 * jax.random.normal(key, shape), 0, 255)
+
+
+def from_image(image: Image.Image) -> Array:
+    """Returns an image's pixels as float32 `[1, height, width, 3]`, 0..255."""
+    return jnp.asarray(images.to_array(image))[None]
+
+
 class Canvas(NamedTuple):
-    """A way to write pictures down.
+    """A parameterisation of pictures.
 
     Attributes:
-        shape: Of the numbers that are optimised.
+        shape: Of the parameters, which are optimised.
         draw: Maps them to a picture, `[1, height, width, 3]`, RGB 0..255.
     """
 
@@ -36,17 +49,17 @@ class Canvas(NamedTuple):
     draw: Callable[[Array], Array]
 
     def start(self, key: Array) -> Array:
-        """A nearly grey canvas."""
+        """Returns the parameters of a nearly grey picture."""
         return DEVIATION * jax.random.normal(key, self.shape)
 
 
 def pixels(height: int, width: int) -> Canvas:
-    """Every pixel's components of colour."""
+    """Returns the canvas whose parameters are every pixel's colour components."""
     return Canvas((1, height, width, 3), colored)
 
 
 def fourier(height: int, width: int) -> Canvas:
-    """Fourier coefficients over their frequency: equal steps for all scales.
+    """Returns the canvas of Fourier coefficients, scaled by one over their frequency.
 
     Natural images have amplitudes of 1/f. The picture is periodic.
     """
@@ -74,7 +87,7 @@ def spectrum_scale(height: int, width: int) -> np.ndarray:
 
 
 def colored(components: Array) -> Array:
-    """RGB 0..255 from uncorrelated components of colour, `[..., 3]`; grey from 0."""
+    """Converts colour components, `[..., 3]`, to RGB 0..255; zeros are grey."""
     # Accelerators would round to 8 bits here, which is seen.
     mixed = jnp.einsum("...c,rc->...r", components, COLORS, precision="highest")
     return 255 * jax.nn.sigmoid(mixed)

@@ -1,13 +1,15 @@
-"""Activation maximisation: the picture that a unit wants to see.
+"""Feature visualisation by activation maximisation: pictures that excite units.
 
 Erhan et al. 2009 ("Visualizing Higher-Layer Features of a Deep Network"), with the
-canvas and the movements of Olah, Mordvintsev & Schubert 2017 ("Feature Visualization",
-https://doi.org/10.23915/distill.00007).
+canvas and the random transforms of Olah, Mordvintsev & Schubert 2017 ("Feature
+Visualization", https://doi.org/10.23915/distill.00007).
 """
 
 import dataclasses
+import logging
+import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,60 +19,72 @@ import optax
 from jax import Array
 
 from nstvis import devices, models
+from nstvis.runs import config
+from nstvis.runs.config import Seed, bounded, chosen
 from nstvis.runs.registry import unknown
 from nstvis.synthesis import canvas, losses, minimize, transforms
+
+logger = logging.getLogger(__name__)
 
 OBJECTIVES = ("unit", "channel")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Settings:
-    """How to look for a unit's picture. The defaults suit the bundled network."""
+class Settings(Seed):
+    """How to optimise a unit's picture. The defaults suit the bundled network."""
 
-    # What is made large: unit, at the middle of its map, or channel, the map's mean.
-    objective: str = "unit"
-    # Side of the pictures, in pixels: a bit more than what a unit sees.
-    size: int = 96
-    # What is optimised: fourier coefficients or pixels.
-    canvas: str = "fourier"
+    # What is maximised: unit, at the centre of its map, or channel, the map's mean.
+    objective: str = chosen(*OBJECTIVES)
+    # Side of the pictures, in pixels: a bit more than a unit's receptive field.
+    size: int = bounded(96, least=1, most=4096)
+    # What is optimised: Fourier coefficients or pixels.
+    canvas: str = chosen(*canvas.KINDS)
     # Adam's steps for each picture.
-    steps: int = 64
+    steps: int = bounded(64, least=1, most=1_000_000)
     # Length of a step.
-    learning_rate: float = 0.1
-    # At every step the picture is moved at random, at most by: pixels,
-    jitter: int = 8
-    # part of its size,
-    scale: float = 0.1
-    # degrees.
-    rotate: float = 5.0
+    learning_rate: float = bounded(0.1, above=0, most=1e6)
+    # Largest random shift of the picture at every step, in pixels.
+    jitter: int = bounded(8, least=0, most=1024)
+    # Largest random change of its size at every step, as a fraction.
+    scale: float = bounded(0.1, least=0, below=1)
+    # Largest random rotation at every step, in degrees.
+    rotate: float = bounded(5.0, least=0, most=180)
     # Weight of the pixels' mean squared distance from grey, in 0..1.
-    l2: float = 0.0
+    l2: float = bounded(0.0, least=0, most=1e12)
     # Weight of the mean squared difference of neighbouring pixels, in 0..1, which
-    # smooths; a channel, whose mean is lower than its peaks, wants less, about 30.
-    tv: float = 300.0
-    # Seed of all randomness.
-    seed: int = 0
+    # smooths. A channel, whose mean is lower than its peaks, needs less, about 30.
+    tv: float = bounded(300.0, least=0, most=1e12)
 
 
-def check(settings: Settings) -> None:
-    """Raises a ValueError if a setting makes no sense."""
-    for field, choices in {"objective": OBJECTIVES, "canvas": canvas.KINDS}.items():
-        if getattr(settings, field) not in choices:
-            raise ValueError(unknown(field, getattr(settings, field), choices))
-    for field, least in {"size": 1, "steps": 1, "jitter": 0}.items():
-        if getattr(settings, field) < least:
-            raise ValueError(f"{field} should be at least {least}")
-    for field in ("scale", "rotate", "l2", "tv"):
-        if getattr(settings, field) < 0:
-            raise ValueError(f"{field} should not be negative")
-    if settings.scale >= 1:
-        raise ValueError("scale should be below 1")
-    if settings.learning_rate <= 0:
-        raise ValueError("learning_rate should be positive")
+def parse_units(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Parses `conv4:7,conv5:*` to each layer's unit numbers, in order.
+
+    Args:
+        text: Units, separated by commas.
+        counts: Layer to its number of units.
+
+    Raises:
+        ValueError: There is no such unit, or the text names none.
+    """
+    units: dict[str, set[int]] = {}
+    for part in text.replace(" ", "").split(","):
+        layer, _, number = part.rpartition(":")
+        if not layer or not (number == "*" or number.isdecimal()):
+            raise ValueError(
+                f"{part!r} in units={text} should be LAYER:NUMBER or LAYER:*, such as"
+                " conv5:17"
+            )
+        if layer not in counts:
+            raise ValueError(unknown("layer", layer, counts))
+        whole = range(counts[layer])
+        if number != "*" and int(number) not in whole:
+            raise ValueError(f"no unit {part}: there are 0 to {whole[-1]}")
+        units.setdefault(layer, set()).update(whole if number == "*" else [int(number)])
+    return {layer: sorted(numbers) for layer, numbers in units.items()}
 
 
-class Found(NamedTuple):
-    """What was found for a unit.
+class Visualization(NamedTuple):
+    """A unit's picture.
 
     Attributes:
         picture: uint8 `[size, size, 3]`.
@@ -82,11 +96,12 @@ class Found(NamedTuple):
 
 
 class Search:
-    """One layer's units: a program, compiled once, for every `chunk` of them.
+    """The search for pictures of one layer's units, compiled once for all chunks.
 
     Attributes:
         layer: Its name.
-        chunk: Units whose pictures are looked for together.
+        chunk: Units whose pictures are optimised together.
+        flops: Floating-point operations of a step, by XLA's count.
     """
 
     def __init__(
@@ -97,6 +112,8 @@ class Search:
         settings: Settings,
         chunk: int,
     ):
+        """Raises a ValueError if a setting is out of its bounds."""
+        config.check(settings)
         self.layer, self.chunk = layer, chunk
         self._params, self._settings = params, settings
         self._canvas = canvas.KINDS[settings.canvas](settings.size, settings.size)
@@ -110,13 +127,9 @@ class Search:
         self._step = (
             minimize.batched(step, (None, 0)).lower(states, data, keys).compile(options)
         )
+        self.flops = (self._step.cost_analysis() or {}).get("flops", 0.0)
         measure = jax.jit(make_measure(forward, layer, self._canvas))
         self._measure = measure.lower(params, states.canvas, units).compile(options)
-
-    @property
-    def flops(self) -> float:
-        """Floating point operations of a step, by XLA's account."""
-        return (self._step.cost_analysis() or {}).get("flops", 0.0)
 
     def run(self, units: Sequence[int]) -> Iterator[minimize.State]:
         """Yields the state after each step, valid until the next.
@@ -130,12 +143,12 @@ class Search:
         for state, _ in minimize.minimize(self._step, states, data, keys, steps):
             yield state
 
-    def found(self, state: minimize.State, units: Sequence[int]) -> list[Found]:
-        """What the last state holds for the units."""
-        told = self._measure(self._params, state.canvas, self._padded(units))
-        pictures, activations = jax.device_get(told)
+    def found(self, state: minimize.State, units: Sequence[int]) -> list[Visualization]:
+        """Returns the units' pictures in the last state, with their activations."""
+        measured = self._measure(self._params, state.canvas, self._padded(units))
+        pictures, activations = jax.device_get(measured)
         return [
-            Found(picture.astype(np.uint8), float(activation))
+            Visualization(picture.astype(np.uint8), float(activation))
             for _, picture, activation in zip(units, pictures, activations)
         ]
 
@@ -146,11 +159,11 @@ class Search:
         return jax.vmap(start)(keys)
 
     def _padded(self, units: Sequence[int]) -> Array:
-        """The last unit again and again until the chunk is full."""
+        """Repeats the last unit until the chunk is full."""
         return jnp.asarray(np.pad(units, (0, self.chunk - len(units)), "edge"))
 
     def _keys(self, units: Sequence[int]) -> Array:
-        """A key for each unit that neither its chunk nor other layers have a say in."""
+        """A key for each unit, whatever else its chunk holds."""
         layer = zlib.crc32(self.layer.encode())
         key = jax.random.fold_in(jax.random.key(self._settings.seed), layer)
         return jax.vmap(jax.random.fold_in, (None, 0))(key, self._padded(units))
@@ -161,21 +174,22 @@ def make_objective(
 ) -> minimize.Objective:
     """Returns minus the activation plus the penalties, for `minimize`.
 
-    Its data are the network's parameters and the unit's number. The activation is the
-    one before the ReLU, where a unit that is off has a gradient, if the network tells.
+    Its data are the network's parameters and the unit's number. The activation is that
+    before the ReLU, where an inactive unit has a gradient, if the network returns it.
     """
-    most = transforms.Amplitudes(
+    amplitudes = transforms.Amplitudes(
         jitter=settings.jitter, scale=settings.scale, rotate=settings.rotate
     )
 
     def objective(numbers: Array, data: tuple, key: Array) -> tuple[Array, dict]:
         params, unit = data
         picture = canvas.draw(numbers)
-        seen = forward(params, transforms.random(key, picture, most))
-        map = seen.get(f"{layer}_pre", seen[layer])[0, ..., unit]
-        if map.ndim and settings.objective == "unit":
-            map = map[map.shape[0] // 2, map.shape[1] // 2]
-        activation = map.mean()
+        seen = forward(params, transforms.random(key, picture, amplitudes))
+        activations = seen.get(f"{layer}_pre", seen[layer])[0, ..., unit]
+        if activations.ndim and settings.objective == "unit":
+            height, width = activations.shape
+            activations = activations[height // 2, width // 2]
+        activation = activations.mean()
         small = picture / 255
         loss = settings.l2 * jnp.mean((small - 0.5) ** 2) - activation
         loss += settings.tv * losses.total_variation(small, 2) / small.size
@@ -185,8 +199,11 @@ def make_objective(
 
 
 def make_measure(forward: models.Forward, layer: str, canvas: canvas.Canvas):
-    """Returns the function from parameters, canvases and units to pictures as they are
-    written, `[n, height, width, 3]` of whole numbers, and their highest activations."""
+    """Returns the function from parameters, canvases and units to results.
+
+    They are the pictures as they are written, `[n, height, width, 3]` of whole numbers,
+    and the units' highest activations for them, `[n]`.
+    """
 
     def measure(params: models.Params, numbers: Array, units: Array):
         pictures = jnp.rint(jax.vmap(canvas.draw)(numbers))[:, 0]
@@ -195,3 +212,60 @@ def make_measure(forward: models.Forward, layer: str, canvas: canvas.Canvas):
         return pictures, jnp.take_along_axis(highest, units[:, None], 1)[:, 0]
 
     return measure
+
+
+class Row(NamedTuple):
+    """What a table says of a unit.
+
+    Attributes:
+        unit: Its number.
+        activation: That of its picture.
+        maximum: The highest that a data set reached; NaN if unknown.
+    """
+
+    unit: int
+    activation: float
+    maximum: float
+
+    @property
+    def activated(self) -> bool:
+        """Whether the picture activates the unit at all; a dead unit has none."""
+        return self.activation > 0
+
+    @property
+    def ratio(self) -> float:
+        """Activation over maximum; NaN if there is none."""
+        return self.activation / self.maximum if self.maximum > 0 else math.nan
+
+    @property
+    def label(self) -> str:
+        """What a sheet says of the picture."""
+        if not self.activated:
+            return f"{self.unit}  dead"
+        ratio = "" if math.isnan(self.ratio) else f"  {self.ratio:.1f} x"
+        return f"{self.unit}{ratio}"
+
+
+def log_summary(layer: str, rows: Sequence[Row]) -> None:
+    """Logs how high a layer's activations are, and which of its units stay dead."""
+    dead = [f"{layer}:{x.unit} ({x.activation:.3g})" for x in rows if not x.activated]
+    if dead:
+        logger.warning(
+            "%d of %d units of %s could not be activated: %s",
+            len(dead),
+            len(rows),
+            layer,
+            ", ".join(dead),
+        )
+    median = np.median([row.activation for row in rows])
+    logger.info("%s: %d units, median activation %.3g", layer, len(rows), median)
+    ratios = np.array([row.ratio for row in rows if row.maximum > 0])
+    if len(ratios):
+        logger.info(
+            "%s: as high as the data set's maximum for %d of %d live units; median %.2f"
+            " times as high",
+            layer,
+            (ratios >= 1).sum(),
+            len(ratios),
+            np.median(ratios),
+        )

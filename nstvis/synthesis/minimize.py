@@ -1,4 +1,4 @@
-"""The one loop: gradient descent on pixels against any objective.
+"""Gradient descent on pixels for any objective: the loop that all of synthesis uses.
 
 The step is compiled once, its buffers are donated, and it is dispatched from Python
 while the ones before it are still running: `lax.scan` would take three times as long on
@@ -23,11 +23,11 @@ Objective = Callable[[Array, Any, Array], tuple[Array, Metrics]]
 
 
 class State(NamedTuple):
-    """All that a run needs to go on, bit for bit.
+    """Everything that a run needs to resume, bit for bit.
 
     Attributes:
         step: Steps done, a scalar.
-        canvas: The picture, `[1, height, width, 3]`, 0..255, or what it is drawn from.
+        canvas: The picture, `[1, height, width, 3]`, 0..255, or its parameters.
         optimizer: The optimiser's state.
         best: The canvas with the lowest loss so far.
         best_loss: That loss.
@@ -64,8 +64,8 @@ def enlarge(
 ) -> State:
     """Carries a state to a canvas of another size, optimiser moments included.
 
-    Losses at two sizes do not compare, so the best picture starts anew; so does an
-    optimiser that holds more than moments (L-BFGS remembers whole gradients).
+    Losses at two sizes are not comparable, so the best picture is reset; so is an
+    optimiser that holds more than moments (L-BFGS keeps whole gradients).
     """
     shape = (1, height, width, 3)
 
@@ -85,27 +85,8 @@ def enlarge(
     )
 
 
-def smooth_gradient(power: float) -> optax.GradientTransformation:
-    """Divides each spatial frequency f of the gradient by f^power.
-
-    Pictures have most of their energy in low frequencies, gradients of networks with
-    strides in high ones, as grids of dots. The largest factor is 1.
-    """
-
-    def smooth(gradient: Array) -> Array:
-        height, width = gradient.shape[1:3]
-        rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-        least = 1 / max(height, width)
-        factors = (np.maximum(np.hypot(rows, columns), least) / least) ** -power
-        spectrum = jnp.fft.rfft2(gradient, axes=(1, 2))
-        spectrum *= factors[None, :, :, None].astype(np.float32)
-        return jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
-
-    return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))
-
-
 def within_range(canvas: Array) -> Array:
-    """The nearest picture: a canvas of pixels clipped to 0..255."""
+    """Clips a canvas of pixels to 0..255."""
     return jnp.clip(canvas, 0, 255)
 
 
@@ -125,7 +106,7 @@ def make_step(
     Args:
         objective: Maps a canvas, data and a key to a loss and a dict of metrics.
         optimizer: Any optax transformation.
-        project: What is done to a canvas that has moved, to make it a valid one.
+        project: Maps an updated canvas to the nearest valid one.
     """
 
     update = optax.with_extra_args_support(optimizer).update
@@ -164,15 +145,15 @@ def make_step(
 def batched(
     step: Callable[[State, Any, Array], tuple[State, Metrics]], data_axes: Any
 ) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
-    """Returns the step of many canvases at once, each with a loss of its own.
+    """Returns the step for many canvases at once, each with its own loss.
 
     It takes `jax.vmap(start)`'s states, data and a key for each canvas; best picture,
     damping and metrics are each canvas's own.
 
     Args:
         step: `make_step`'s.
-        data_axes: Axes of the data along which the canvases lie, as `jax.vmap` wants
-            them; None for what they share.
+        data_axes: The data's axis of canvases, as `in_axes` of `jax.vmap`; None for what
+            they share.
     """
     return jax.jit(jax.vmap(step, (0, data_axes, 0)), donate_argnums=0)
 
@@ -194,20 +175,20 @@ def minimize(
         FloatingPointError: The loss, in a batch every loss, stayed non-finite whatever
             the step's length.
     """
-    flying: collections.deque[Metrics] = collections.deque()
+    in_flight: collections.deque[Metrics] = collections.deque()
     for _ in steps:
-        if len(flying) == RUN_AHEAD:
-            _land(flying)  # before the next step donates the state that is held
+        if len(in_flight) == RUN_AHEAD:
+            _wait(in_flight)  # before the next step donates the state that is held
         state, metrics = step(state, data, key)
-        flying.append(metrics)
+        in_flight.append(metrics)
         yield state, metrics
-    while flying:
-        _land(flying)
+    while in_flight:
+        _wait(in_flight)
 
 
-def _land(flying: collections.deque[Metrics]) -> None:
+def _wait(in_flight: collections.deque[Metrics]) -> None:
     """Waits for the oldest step in flight."""
-    if np.max(flying.popleft()["damping"]) < SMALLEST_DAMPING:
+    if np.max(in_flight.popleft()["damping"]) < SMALLEST_DAMPING:
         raise FloatingPointError(
             "the loss is not finite, however small the step: check the weights, and"
             " lower the learning rate or the loss weights"

@@ -2,56 +2,35 @@
 
     picture = stylize(Image.open("bridge.jpg"), [Image.open("starry_night.jpg")])
 
-A generated image G starts as noise and its pixels are moved to minimise
+A generated image G starts as noise, and gradient descent changes its pixels to minimise
 J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 """
 
 import logging
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from PIL import Image
 
 from nstvis import devices, images, models
 from nstvis.runs.registry import unknown
-from nstvis.synthesis import losses, minimize
+from nstvis.synthesis import canvas, losses, minimize
+from nstvis.synthesis.objective import Targets, make_objective, make_targets
+from nstvis.synthesis.optimizers import make_optimizer
 from nstvis.synthesis.style_settings import (
-    LEARNING_RATES,
     SHORTEST_SIDE,
     Settings,
     check,
     layer_weights,
     long_sides,
-    style_blend,
 )
 
 logger = logging.getLogger(__name__)
-
-
-class Aim(NamedTuple):
-    """What the canvas is compared with, at one size.
-
-    Attributes:
-        params: The network's.
-        content: The content picture, `[1, height, width, 3]`.
-        features: Its activations P at the content layers.
-        grams: The Gram matrices A / M of the style at the style layers.
-        content_factors: Weight times unit of each content layer's canonical loss.
-        style_factors: Likewise of each style layer's.
-    """
-
-    params: models.Params
-    content: Array
-    features: dict[str, Array]
-    grams: dict[str, Array]
-    content_factors: dict[str, Array | float]
-    style_factors: dict[str, Array | float]
 
 
 class Moment(NamedTuple):
@@ -68,6 +47,20 @@ class Moment(NamedTuple):
     metrics: minimize.Metrics | None
 
 
+class Programs(NamedTuple):
+    """What is compiled for one size.
+
+    Attributes:
+        targets: From parameters, content and styles to `Targets`.
+        step: One step of `minimize`.
+        flops: Floating-point operations of a step, by XLA's count.
+    """
+
+    targets: jax.stages.Compiled
+    step: jax.stages.Compiled
+    flops: float
+
+
 def stylize(
     content: Image.Image,
     styles: Sequence[Image.Image],
@@ -79,19 +72,19 @@ def stylize(
         A picture with the content's aspect ratio and transparency.
 
     Raises:
-        ValueError: A setting names something that does not exist.
+        ValueError: A setting is out of its bounds, or names what does not exist.
         MemoryError: The picture is too large for the memory that is free.
     """
-    painting = StyleTransfer(content, styles, settings or Settings())
-    *_, last = painting.run()
-    return painting.picture(last.state)
+    transfer = StyleTransfer(content, styles, settings or Settings())
+    *_, last = transfer.run()
+    return transfer.picture(last.state)
 
 
 class StyleTransfer:
-    """A transfer made ready: network loaded, a step compiled for every size.
+    """A transfer that is ready to run, with a step compiled for every size.
 
     Attributes:
-        steps: Steps in all.
+        costs: Floating-point operations of all steps, in order.
     """
 
     def __init__(
@@ -108,13 +101,14 @@ class StyleTransfer:
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
         forward, self._params = _network(settings)
-        aim = jax.jit(make_aim(forward, settings))
-        self._optimizer = make_optimizer(settings)
-        objective = make_objective(forward, settings)
-        step = minimize.make_step(objective, self._optimizer)
+        targets = jax.jit(make_targets(forward, settings))
+        self._optimizer = make_optimizer(
+            settings.optimizer, settings.learning_rate, settings.smoothing
+        )
+        step = minimize.make_step(make_objective(forward, settings), self._optimizer)
         self._sides = long_sides(self.content.size, settings)
-        self._programs = [self._compile(aim, step, side) for side in self._sides]
-        self.steps = settings.steps * len(self._sides)
+        self._programs = [self._compile(targets, step, side) for side in self._sides]
+        self.costs = [p.flops for p in self._programs for _ in range(settings.steps)]
         self._check_memory()
 
     def run(
@@ -125,26 +119,26 @@ class StyleTransfer:
         """Yields the moment before the first step, and those after each step.
 
         Args:
-            done: Steps that an earlier run has done, to go on from there.
+            done: Steps that an earlier run has done, after which to resume.
             restore: Returns that run's state, given a fresh one of the same size.
         """
         key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
-        each = self.settings.steps
-        first = max(0, done - 1) // each
+        per_size = self.settings.steps
+        first = max(0, done - 1) // per_size
         state = None
         for i, side in enumerate(self._sides[first:], first):
-            take_aim, program = self._programs[i]
-            aim = take_aim(self._params, *self._pictures(side))
+            targets = self._programs[i].targets(self._params, *self._pictures(side))
             if state is None:
-                canvas = first_canvas(aim.content, self.settings, canvas_key)
-                state = restore(minimize.start(canvas, self._optimizer))
+                start = first_canvas(targets.content, self.settings, canvas_key)
+                state = restore(minimize.start(start, self._optimizer))
                 yield Moment(done, state, None)
             else:
-                height, width = aim.content.shape[1:3]
+                height, width = targets.content.shape[1:3]
                 state = minimize.enlarge(state, self._optimizer, height, width)
-            _log_objective(aim, self.settings)
-            steps = range(max(i * each, done), (i + 1) * each)
-            taken = minimize.minimize(program, state, aim, key, steps)
+            _log_objective(targets, self.settings)
+            steps = range(max(i * per_size, done), (i + 1) * per_size)
+            step = self._programs[i].step
+            taken = minimize.minimize(step, state, targets, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
                 yield Moment(number + 1, state, metrics)
 
@@ -162,36 +156,44 @@ class StyleTransfer:
         alpha = self.content.getchannel("A") if transparent else None
         return images.to_image(self.array(state), alpha)
 
-    def flops(self, step: int) -> float:
-        """Floating point operations of a step, counted from 1, by XLA's account."""
-        _, program = self._programs[(step - 1) // self.settings.steps]
-        return (program.cost_analysis() or {}).get("flops", 0.0)
+    def write(
+        self, path: pathlib.Path, state: minimize.State, note: dict[str, Any]
+    ) -> None:
+        """Writes the best canvas so far with a note; .tif gets 16 bits per channel."""
+        picture = self.picture(state)
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            return images.write(path, picture, note)
+        array = self.array(state)
+        if picture.mode == "RGBA":
+            array = np.dstack([array, np.asarray(picture.getchannel("A"))])
+        images.write(path, array, note)
 
     def _pictures(self, side: int) -> tuple[Array, list[Array]]:
         """The content with this long side, and the styles as the settings scale them."""
         styles = []
         for style in self._styles:
             least = math.ceil(SHORTEST_SIDE * max(style.size) / min(style.size))
-            wanted = max(least, round(side * self.settings.style_scale))
-            styles.append(_batch(images.resize(style, wanted)))
-        return _batch(images.resize(self.content, side)), styles
+            long_side = max(least, round(side * self.settings.style_scale))
+            styles.append(canvas.from_image(images.resize(style, long_side)))
+        return canvas.from_image(images.resize(self.content, side)), styles
 
-    def _compile(
-        self, take_aim: Any, step: Any, side: int
-    ) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
-        """Compiles what takes aim and what makes a step, at one size."""
+    def _compile(self, targets: Any, step: Any, side: int) -> Programs:
+        """Compiles what computes the targets and what makes a step, at one size."""
         options = devices.compile_options()
-        lowered = take_aim.lower(self._params, *self._pictures(side))
-        aim = lowered.out_info
+        lowered = targets.lower(self._params, *self._pictures(side))
         state = jax.eval_shape(
-            lambda canvas: minimize.start(canvas, self._optimizer), aim.content
+            lambda content: minimize.start(content, self._optimizer),
+            lowered.out_info.content,
         )
-        stepping = step.lower(state, aim, jax.random.key(0))
-        return lowered.compile(options), stepping.compile(options)
+        lowered_step = step.lower(state, lowered.out_info, jax.random.key(0))
+        compiled = lowered_step.compile(options)
+        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
+        return Programs(lowered.compile(options), compiled, flops)
 
     def _check_memory(self) -> None:
-        """Compares what the largest size needs with what there is, and says both."""
-        need = max(map(devices.needed_memory, self._programs[-1]))
+        """Compares what the largest size needs with what there is, and logs both."""
+        largest = self._programs[-1]
+        need = max(map(devices.needed_memory, (largest.targets, largest.step)))
         free = devices.free_memory()
         width, height = images.fitted_size(self.content.size, self._sides[-1])
         have = f"{need / 1e9:.2f} GB of memory, {free / 1e9:.1f} GB are free"
@@ -207,119 +209,23 @@ class StyleTransfer:
             )
 
 
-def make_aim(
-    forward: models.Forward, settings: Settings
-) -> Callable[[models.Params, Array, list[Array]], Aim]:
-    """Returns the function from parameters, content and styles to an `Aim`."""
-    units = losses.UNITS[settings.units]
-    content_weights = layer_weights(settings.content_layers)
-    style_weights = layer_weights(settings.style_layers)
-
-    def aim(params: models.Params, content: Array, styles: list[Array]) -> Aim:
-        activations = forward(params, content)
-        features = {name: activations[name] for name in content_weights}
-        shares = jnp.asarray(style_blend(settings.style_blend, len(styles)))
-        painted = [forward(params, style) for style in styles]
-        for name in {**content_weights, **style_weights}:
-            if any(one[name].size == 0 for one in [activations, *painted]):
-                raise ValueError(
-                    f"{name} sees nothing of a picture this small: raise size, lower"
-                    " scales, or leave that layer out"
-                )
-        grams = {
-            name: jnp.tensordot(
-                shares, jnp.stack([losses.gram(one[name]) for one in painted]), 1
-            )
-            for name in style_weights
-        }
-        return Aim(
-            params,
-            content,
-            features,
-            grams,
-            {k: w * units.content(features[k]) for k, w in content_weights.items()},
-            {k: w * units.style(grams[k]) for k, w in style_weights.items()},
-        )
-
-    return aim
-
-
-def make_objective(forward: models.Forward, settings: Settings) -> minimize.Objective:
-    """Returns J(G) = alpha J_content + beta J_style + gamma TV, for `minimize`.
-
-    Its data is an `Aim`. With jitter, the canvas and the content are rolled alike by a
-    random number of pixels first, so that no pixel keeps its place in the network's
-    strides.
-    """
-    units = losses.UNITS[settings.units]
-    jitter = 0 if settings.optimizer == "lbfgs" else settings.jitter
-
-    def objective(canvas: Array, aim: Aim, key: Array) -> tuple[Array, dict]:
-        targets = aim.features
-        variation = units.variation(canvas) * losses.total_variation(
-            canvas, settings.tv_power
-        )
-        if jitter > 1:
-            shift = jax.random.randint(key, (2,), 0, jitter)
-            canvas = jnp.roll(canvas, shift, (1, 2))
-            targets = forward(aim.params, jnp.roll(aim.content, shift, (1, 2)))
-        features = forward(aim.params, canvas)
-        content = sum(
-            factor * losses.content_loss(features[name], targets[name])
-            for name, factor in aim.content_factors.items()
-        )
-        style = sum(
-            factor * losses.style_loss(features[name], aim.grams[name])
-            for name, factor in aim.style_factors.items()
-        )
-        loss = settings.alpha * content + settings.beta * style
-        loss += settings.gamma * variation
-        return loss, {"J_content": content, "J_style": style, "TV": variation}
-
-    return objective
-
-
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Returns the optimiser that the settings name.
-
-    Raises:
-        ValueError: There is none of that name, or it needs a learning rate.
-    """
-    name = settings.optimizer
-    if name not in LEARNING_RATES:
-        raise ValueError(unknown("optimizer", name, LEARNING_RATES))
-    if name == "gd" and settings.units != "balanced" and not settings.learning_rate:
-        raise ValueError(
-            f"losses in units={settings.units} have no usual size: give gd a"
-            " learning_rate that suits them"
-        )
-    rate = settings.learning_rate or LEARNING_RATES[name]
-    if name == "adam":
-        smoothing = minimize.smooth_gradient(settings.smoothing)
-        return optax.chain(smoothing, optax.adam(rate, b2=0.99))
-    if name == "lbfgs":
-        return optax.lbfgs(rate, memory_size=10)
-    return optax.sgd(rate)
-
-
 def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
     """Returns where G starts: noise, the content, or a picture scaled to its size."""
     if settings.start == "noise":
-        noise = 128 + 40 * jax.random.normal(key, content.shape)
-        return jnp.clip(noise, 0, 255)
+        return canvas.white_noise(key, content.shape)
     if settings.start == "content":
         return content
     height, width = content.shape[1:3]
-    return _batch(images.read(settings.start).resize((width, height)))
+    return canvas.from_image(images.read(settings.start).resize((width, height)))
 
 
 def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
     names = models.layers(settings.model)
-    wanted = {
+    layers = {
         **layer_weights(settings.content_layers),
         **layer_weights(settings.style_layers),
     }
-    for name in wanted:
+    for name in layers:
         if name not in names:
             raise ValueError(unknown(f"layer of {settings.model}", name, names))
     if settings.weights == "random":
@@ -332,7 +238,7 @@ def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
         settings.model,
         settings.weights,
         pooling=settings.pooling,
-        last=max(wanted, key=names.index, default=names[0]),
+        last=max(layers, key=names.index, default=names[0]),
         seed=settings.seed,
     )
 
@@ -342,20 +248,18 @@ def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
     return images.to_image(images.match_colors(*arrays))
 
 
-def _batch(image: Image.Image) -> Array:
-    return jnp.asarray(images.to_array(image))[None]
-
-
-def _log_objective(aim: Aim, settings: Settings) -> None:
-    """Says what is minimised in the canonical units, whatever those of the settings."""
-    height, width = aim.content.shape[1:3]
+def _log_objective(targets: Targets, settings: Settings) -> None:
+    """Logs what is minimised, in canonical units whatever those of the settings."""
+    height, width = targets.content.shape[1:3]
+    gram = settings.style_loss == "gram"
+    symbol = "E" if gram else pathlib.PurePath(settings.style_loss).stem
     terms = [
         f"{settings.alpha * float(factor):.3g} J_content({name})"
-        for name, factor in aim.content_factors.items()
+        for name, factor in targets.content_factors.items()
     ] + [
-        f"{settings.beta * float(factor):.3g} E({name})"
-        for name, factor in aim.style_factors.items()
+        f"{settings.beta * float(factor):.3g} {symbol}({name})"
+        for name, factor in targets.style_factors.items()
     ]
     units = losses.UNITS[settings.units]
-    terms.append(f"{settings.gamma * units.variation(aim.content):.3g} TV")
+    terms.append(f"{settings.gamma * units.variation(targets.content):.3g} TV")
     logger.info("%d x %d: J = %s", width, height, " + ".join(terms))

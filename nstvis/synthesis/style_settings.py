@@ -4,87 +4,137 @@ import contextlib
 import dataclasses
 import math
 import os
+from typing import Any
 
 from nstvis import images
+from nstvis.runs import config
+from nstvis.runs.config import Network, Seed, bounded, chosen
 from nstvis.runs.registry import unknown
-from nstvis.synthesis import losses
+from nstvis.synthesis import losses, style_losses
+from nstvis.synthesis.optimizers import LEARNING_RATES
 
 SHORTEST_SIDE = 32  # pixels of the smallest pictures that a network is shown
-LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
+STARTS = ("noise", "content")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Settings:
+class Settings(Seed, Network):
     """How to paint. The defaults are tuned for the bundled network."""
 
-    # Network: a name in nstvis/models or the path of a file like those.
-    model: str = "alexnet_small"
-    # Weights: bundled, random, torchvision, or a path.
-    weights: str = "bundled"
-    # Pooling: max or average.
-    pooling: str = "max"
+    # Pooling of the network.
+    pooling: str = chosen("max", "average")
     # Layers that keep the content, as layer or layer:weight, separated by commas.
     content_layers: str = "conv3"
-    # Layers that carry the style, likewise.
+    # Layers that carry the style, as layer or layer:weight, separated by commas.
     style_layers: str = "conv1:2,conv2,conv3,conv4:0.3,conv5:0.3"
-    # Units of alpha and beta: balanced, gatys2015, neural_style or ng.
-    units: str = "balanced"
+    # Style loss: gram, or the path of a Python file with a function style_loss.
+    style_loss: str = "gram"
+    # Units of alpha and beta.
+    units: str = chosen(*losses.UNITS)
     # Alpha, the weight of the content.
-    alpha: float = 1.0
+    alpha: float = bounded(1.0, least=0, most=1e12)
     # Beta, the weight of the style.
-    beta: float = 1.5
+    beta: float = bounded(1.5, least=0, most=1e12)
     # Gamma, the weight of the total variation, which smooths.
-    gamma: float = 1e-3
-    # Power of the differences in the total variation: 1 or 2.
-    tv_power: int = 2
+    gamma: float = bounded(1e-3, least=0, most=1e12)
+    # Power of the differences in the total variation.
+    tv_power: int = chosen(2, 1)
     # Weights of several style pictures, separated by commas; equal if empty.
     style_blend: str = ""
     # Long side of the style picture over that of the result.
-    style_scale: float = 1.0
-    # Keep the content's colours: no, luminance or histogram.
-    preserve_color: str = "no"
+    style_scale: float = bounded(1.0, least=0.05, most=10)
+    # Keep the content's colours: luminance transfers the luminance alone, histogram
+    # first matches the style's colours to the content's.
+    preserve_color: str = chosen("no", "luminance", "histogram")
     # Where G starts: noise, content, or the path of a picture.
     start: str = "noise"
     # Long side of the result in pixels; its aspect ratio is the content's.
-    size: int = 384
-    # Sizes to go through from coarse to fine, evenly spaced up to `size`.
-    scales: int = 3
+    size: int = bounded(384, least=SHORTEST_SIDE, most=8192)
+    # Number of sizes from coarse to fine, evenly spaced up to `size`.
+    scales: int = bounded(3, least=1, most=100)
     # Steps at each size.
-    steps: int = 250
-    # Optimiser: adam, lbfgs, or gd, the lecture's G := G - learning_rate dJ/dG.
-    optimizer: str = "adam"
-    # Length of a step; 0 takes the optimiser's own default (gd: in balanced units).
-    learning_rate: float = 0.0
-    # Adam sees the gradient's frequencies f divided by f^smoothing: 0 is plain Adam,
-    # more paints broad strokes before fine ones.
-    smoothing: float = 0.5
-    # G is rolled by a random number of pixels below this, down and to the right, at
-    # every step, so that the network's strides leave no grid. L-BFGS needs the same
-    # objective at every step and takes none.
-    jitter: int = 8
-    # Seed of all randomness.
-    seed: int = 0
+    steps: int = bounded(250, least=1, most=1_000_000)
+    # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
+    optimizer: str = chosen(*LEARNING_RATES)
+    # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
+    learning_rate: float = bounded(0.0, least=0, most=1e12)
+    # Adam's gradient is divided by f^smoothing at each spatial frequency f. With 0 it is
+    # plain Adam; higher values paint broad strokes before fine ones.
+    smoothing: float = bounded(0.5, least=0, most=4)
+    # G is rolled at every step by a random number of pixels below this, down and to the
+    # right, so that the network's strides leave no grid. Not used by L-BFGS, which needs
+    # the same objective at every step.
+    jitter: int = bounded(8, least=0, most=1024)
+
+    def check(self) -> None:
+        """Raises a ValueError if fields do not fit together."""
+        if not (layer_weights(self.content_layers) | layer_weights(self.style_layers)):
+            raise ValueError("content_layers and style_layers are both empty")
+        if self.start not in STARTS and not os.path.isfile(self.start):
+            raise ValueError(unknown("start or file", self.start, STARTS))
+        style_losses.find(self.style_loss)
+        if self.units == "balanced":
+            return
+        if self.style_loss != "gram":
+            raise ValueError(
+                f"units={self.units} are those of style_loss=gram: give units=balanced"
+            )
+        if self.optimizer == "gd" and not self.learning_rate:
+            raise ValueError(
+                f"losses in units={self.units} have no usual size: give gd a"
+                " learning_rate that suits them"
+            )
+
+
+_FIRST_OF_EACH_BLOCK = [f"conv{block}_1" for block in range(1, 6)]
+_VGG: dict[str, Any] = {
+    "model": "vgg19",
+    "weights": "torchvision",
+    "content_layers": "conv4_2",
+    "style_layers": ",".join(_FIRST_OF_EACH_BLOCK),
+    "size": 512,
+    "scales": 1,
+    "smoothing": 0.0,
+    "jitter": 0,
+}
+_GATYS = _VGG | {
+    "pooling": "average",
+    "style_layers": ",".join(f"{layer}:0.2" for layer in _FIRST_OF_EACH_BLOCK),
+    "gamma": 0.0,
+}
+
+# Settings other than the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper, with its larger alpha / beta.
+    "gatys2015": _GATYS
+    | {"units": "gatys2015", "beta": 1000.0, "optimizer": "lbfgs", "steps": 500},
+    # The losses of neural-style-pt with its default weights, and its Adam.
+    "neural_style": _VGG
+    | {
+        "units": "neural_style",
+        "alpha": 5.0,
+        "beta": 100.0,
+        "gamma": 1e-3,
+        "tv_power": 1,
+        "learning_rate": 1.0,
+        "steps": 1000,
+    },
+    # Andrew Ng's course.
+    "ng": _GATYS
+    | {
+        "units": "ng",
+        "alpha": 10.0,
+        "beta": 40.0,
+        "size": 400,
+        "learning_rate": 2.0,
+        "steps": 200,
+    },
+}
 
 
 def check(settings: Settings, styles: int) -> None:
-    """Raises a ValueError if a setting makes no sense for so many style pictures."""
-    for field, choices in {
-        "units": losses.UNITS,
-        "preserve_color": ("no", "luminance", "histogram"),
-        "pooling": ("max", "average"),
-    }.items():
-        if getattr(settings, field) not in choices:
-            raise ValueError(unknown(field, getattr(settings, field), choices))
-    for field, least in {"scales": 1, "steps": 1, "size": 1, "jitter": 0}.items():
-        if getattr(settings, field) < least:
-            raise ValueError(f"{field} should be at least {least}")
-    starts = ("noise", "content")
-    if settings.start not in starts and not os.path.isfile(settings.start):
-        raise ValueError(unknown("start or file", settings.start, starts))
-    if settings.tv_power not in (1, 2):
-        raise ValueError(f"tv_power is 1 or 2, not {settings.tv_power}")
-    if settings.style_scale <= 0:
-        raise ValueError("style_scale should be positive")
+    """Raises a ValueError if settings make no sense for so many style pictures."""
+    config.check(settings)
     if styles < 1:
         raise ValueError("a style transfer needs at least one style picture")
     style_blend(settings.style_blend, styles)
@@ -94,12 +144,16 @@ def layer_weights(text: str) -> dict[str, float]:
     """Parses `conv1:0.5,conv2` to `{"conv1": 0.5, "conv2": 1.0}`.
 
     Raises:
-        ValueError: A weight is not a number.
+        ValueError: A weight is not a positive number, or a layer is named twice.
     """
     weights = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, weight = part.partition(":")
+        if name in weights:
+            raise ValueError(f"{name} is given twice in {text!r}")
         weights[name] = _number(weight or "1", part)
+        if weights[name] <= 0:
+            raise ValueError(f"{weight!r} in {part!r} should be a number above 0")
     return weights
 
 
@@ -122,19 +176,19 @@ def long_sides(size: tuple[int, int], settings: Settings) -> list[int]:
     """Returns the long sides to go through, for a content of `(width, height)`.
 
     Raises:
-        ValueError: The result would be too small for a network to look at.
+        ValueError: The result would be too small for a network.
     """
     sides = [
         round(settings.size * k / settings.scales)
         for k in range(1, settings.scales + 1)
     ]
-    seen = [s for s in sides if min(images.fitted_size(size, s)) >= SHORTEST_SIDE]
-    if not seen:
+    large = [s for s in sides if min(images.fitted_size(size, s)) >= SHORTEST_SIDE]
+    if not large:
         raise ValueError(
             f"size={settings.size} makes a picture whose short side is below"
             f" {SHORTEST_SIDE} pixels: raise it"
         )
-    return seen
+    return large
 
 
 def _number(text: str, where: str) -> float:

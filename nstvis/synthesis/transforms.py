@@ -1,7 +1,7 @@
-"""Random small movements of a picture, so that no pixel is optimised where it lies.
+"""Random shifts, scalings and rotations of a picture while it is optimised.
 
-What survives them is no longer noise of a network's strides (Olah, Mordvintsev &
-Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007).
+They suppress high-frequency patterns, which come from a network's strides (Olah,
+Mordvintsev & Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007).
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from jax.scipy.ndimage import map_coordinates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Amplitudes:
-    """How far a picture moves at most; all are drawn evenly."""
+    """Limits of the random transforms, which are uniformly distributed."""
 
     # Pixels, in each direction.
     jitter: int
-    # Part of its size.
+    # Fraction of the size.
     scale: float
     # Degrees, either way.
     rotate: float
 
 
 def moved(images: Array, shift: Array, factor: Array, degrees: Array) -> Array:
-    """Shifts pictures, then enlarges and rotates them around their middle.
+    """Shifts pictures, then scales and rotates them around their centre.
 
-    They are interpolated bilinearly; what leaves on one side enters on the other.
+    Interpolation is bilinear; what leaves on one side enters on the other.
 
     Args:
         images: `[1, height, width, 3]`.
@@ -49,12 +49,12 @@ def moved(images: Array, shift: Array, factor: Array, degrees: Array) -> Array:
     return sample(images[0])[None]
 
 
-def random(key: Array, images: Array, most: Amplitudes) -> Array:
-    """Moves pictures, `[1, height, width, 3]`, by amounts that depend on the key."""
+def random(key: Array, images: Array, limits: Amplitudes) -> Array:
+    """Transforms pictures, `[1, height, width, 3]`, by amounts drawn from the key."""
     shift_key, scale_key, rotate_key = jax.random.split(key, 3)
-    shift = jax.random.randint(shift_key, (2,), -most.jitter, most.jitter + 1)
-    if not (most.scale or most.rotate):
+    shift = jax.random.randint(shift_key, (2,), -limits.jitter, limits.jitter + 1)
+    if not (limits.scale or limits.rotate):
         return jnp.roll(images, shift, (1, 2))
-    factor = 1 + most.scale * jax.random.uniform(scale_key, minval=-1)
-    degrees = most.rotate * jax.random.uniform(rotate_key, minval=-1)
+    factor = 1 + limits.scale * jax.random.uniform(scale_key, minval=-1)
+    degrees = limits.rotate * jax.random.uniform(rotate_key, minval=-1)
     return moved(images, shift, factor, degrees)

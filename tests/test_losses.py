@@ -1,7 +1,5 @@
 """Losses: the papers' closed forms, and neural-style-pt's whole objective."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.style import PRESETS
 from nstvis import models
-from nstvis.synthesis import losses, style
+from nstvis.synthesis import losses, objective, style_losses
+from nstvis.synthesis.style_settings import PRESETS, Settings
 
 SHAPE = (1, 5, 7, 4)
+KEY = jax.random.key(0)
 ONCE = settings(max_examples=25, deadline=None)
 FACTORS = st.floats(0.125, 8, width=32)
 
@@ -22,9 +21,9 @@ def draw(seed, shape=SHAPE):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def matrix(features):
+def matrix(activations):
     """Channels by positions in float64, as the papers write F."""
-    return features[0].reshape(-1, features.shape[-1]).T.astype(np.float64)
+    return activations[0].reshape(-1, activations.shape[-1]).T.astype(np.float64)
 
 
 def test_content_loss_is_the_papers_equation_1():
@@ -36,14 +35,16 @@ def test_content_loss_is_the_papers_equation_1():
 def test_gram_is_the_papers_averaged_over_positions():
     f = draw(0)
     expected = matrix(f) @ matrix(f).T / (5 * 7)
-    np.testing.assert_allclose(losses.gram(f), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        style_losses.gram_matrix(f), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_style_loss_is_the_papers_equation_4():
     f, s = draw(0), draw(1)
     g, a = (matrix(x) @ matrix(x).T for x in (f, s))
     expected = ((g - a) ** 2).sum() / (4 * 4**2 * (5 * 7) ** 2)
-    found = losses.style_loss(f, losses.gram(s))
+    found = style_losses.gram_distance(f, style_losses.gram_matrix(s), KEY)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -62,9 +63,10 @@ def test_total_variation_sums_differences_down_and_right(power):
 
 def in_units(name, f, p):
     """Returns the content loss and the style loss of F against P."""
-    units, a = losses.UNITS[name], losses.gram(p)
+    units, loss = losses.UNITS[name], style_losses.gram([p], jnp.ones(1))
     content = units.content(p) * losses.content_loss(f, p)
-    return content, units.style(a) * losses.style_loss(f, a)
+    factor = units.style(p.shape[-1]) if units.style else loss.scale
+    return content, factor * loss(f, KEY)
 
 
 def test_units_of_neural_style_are_its_mean_squared_errors():
@@ -90,12 +92,12 @@ def test_units_of_gatys_are_canonical():
     f, p = draw(0), draw(1)
     content, style_ = in_units("gatys2015", f, p)
     assert content == losses.content_loss(f, p)
-    assert style_ == losses.style_loss(f, losses.gram(p))
+    assert style_ == style_losses.gram_distance(f, style_losses.gram_matrix(p), KEY)
 
 
 @ONCE
 @given(scale=FACTORS, seed=st.integers(0, 99))
-def test_balanced_losses_are_1_without_features_at_any_scale(scale, seed):
+def test_balanced_losses_are_1_without_activations_at_any_scale(scale, seed):
     p = scale * draw(seed)
     for loss in in_units("balanced", jnp.zeros(SHAPE), p):
         np.testing.assert_allclose(loss, 1, rtol=1e-4)
@@ -117,13 +119,17 @@ def test_the_variation_is_averaged_in_balanced_units_only(name):
 
 @ONCE
 @given(scale=FACTORS, seed=st.integers(0, 99))
-def test_losses_scale_with_the_features(scale, seed):
+def test_losses_scale_with_the_activations(scale, seed):
     f, p = draw(seed), draw(seed + 100)
     content = losses.content_loss(scale * f, scale * p)
     expected = scale**2 * losses.content_loss(f, p)
     np.testing.assert_allclose(content, expected, rtol=1e-4)
-    loss = losses.style_loss(scale * f, losses.gram(scale * p))
-    expected = scale**4 * losses.style_loss(f, losses.gram(p))
+    loss = style_losses.gram_distance(
+        scale * f, style_losses.gram_matrix(scale * p), KEY
+    )
+    expected = scale**4 * style_losses.gram_distance(
+        f, style_losses.gram_matrix(p), KEY
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
@@ -141,8 +147,10 @@ def test_total_variation_scales_and_ignores_brightness(scale, power, seed):
 def test_a_gram_matrix_knows_neither_size_nor_place(rows, columns, seed):
     x = draw(seed)
     tiled = np.roll(np.tile(x, (1, rows, columns, 1)), (1, 2), (1, 2))
-    expected = losses.gram(x)
-    np.testing.assert_allclose(losses.gram(tiled), expected, rtol=1e-4, atol=1e-6)
+    expected = style_losses.gram_matrix(x)
+    np.testing.assert_allclose(
+        style_losses.gram_matrix(tiled), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 # The whole objective.
@@ -153,9 +161,9 @@ def picture(height, width, seed):
     return random.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
 
 
-def torch_features(torch, params, image):
+def torch_activations(torch, params, image):
     """VGG-19 up to conv5_1, in float64: every layer after its ReLU."""
-    functional, features = torch.nn.functional, {}
+    functional, activations = torch.nn.functional, {}
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
     x = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -165,9 +173,9 @@ def torch_features(torch, params, image):
             layer = {k: np.array(v, np.float64) for k, v in params[name].items()}
             weight = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
             bias = torch.from_numpy(layer["bias"])
-            x = features[name] = functional.conv2d(x, weight, bias, padding=1).relu()
+            x = activations[name] = functional.conv2d(x, weight, bias, padding=1).relu()
         x = functional.max_pool2d(x, 2)
-    return features
+    return activations
 
 
 def neural_style_pt(torch, params, content, painting, canvas):
@@ -181,10 +189,10 @@ def neural_style_pt(torch, params, content, painting, canvas):
         torch.from_numpy(x).double() for x in (content, painting, canvas)
     )
     with torch.no_grad():
-        p = torch_features(torch, params, content)["conv4_2"]
-        painted = torch_features(torch, params, painting)
+        p = torch_activations(torch, params, content)["conv4_2"]
+        painted = torch_activations(torch, params, painting)
     canvas.requires_grad_()
-    f = torch_features(torch, params, canvas)
+    f = torch_activations(torch, params, canvas)
     mse = torch.nn.functional.mse_loss
     loss = 5 * mse(f["conv4_2"], p)
     for name in ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"):
@@ -199,13 +207,13 @@ def test_the_preset_neural_style_is_neural_style_pt():
     torch = pytest.importorskip(
         "torch", reason="the oracle is PyTorch: pip install -r requirements-peers.txt"
     )
-    preset = dataclasses.replace(PRESETS["neural_style"], weights="random")
+    preset = Settings(**PRESETS["neural_style"] | {"weights": "random"})
     forward, params = models.load(preset.model, preset.weights, last="conv5_1")
     content, painting = picture(192, 256, 0), picture(160, 208, 1)
     canvas = picture(192, 256, 2)
-    aim = style.make_aim(forward, preset)(params, content, [painting])
-    objective = jax.value_and_grad(style.make_objective(forward, preset), has_aux=True)
-    (loss, _), gradient = jax.jit(objective)(canvas, aim, jax.random.key(0))
+    targets = objective.make_targets(forward, preset)(params, content, [painting])
+    total = jax.value_and_grad(objective.make_objective(forward, preset), has_aux=True)
+    (loss, _), gradient = jax.jit(total)(canvas, targets, KEY)
     expected = neural_style_pt(torch, params, content, painting, canvas)
     np.testing.assert_allclose(loss, expected[0], rtol=1e-4)
     error = np.linalg.norm(gradient - expected[1]) / np.linalg.norm(expected[1])
