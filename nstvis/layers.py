@@ -21,15 +21,15 @@ IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
 
 class Chain(nnx.Module):
-    """A ConvNet without branches: layers by name, applied in order.
+    """A ConvNet: layers by name, applied in order.
 
     Every parameterised layer but the network's last one, the logits, is followed by
-    a ReLU. `conv1` names the activation after the ReLU, which is what the papers draw
-    and match; `conv1_pre` is the same layer before it.
+    a ReLU. `conv1` names the activation after the ReLU, which is what the papers show
+    and match; `conv1_pre` is the same layer's before it.
 
     Args:
         layers: Layer name to layer. A layer is a function of one array; those with
-            parameters are Flax NNX modules.
+            parameters are Flax NNX modules, which may have branches inside.
         last: Leaves out all layers after this one; the whole network by default.
     """
 
@@ -62,9 +62,10 @@ def conv(
     *,
     stride: int = 1,
     padding: int | None = None,
+    bias: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution with bias; padded to keep the size if not told otherwise."""
+    """Builds a square convolution; by default padded so that it keeps the size."""
     pad = size // 2 if padding is None else padding
     return nnx.Conv(
         inputs,
@@ -72,6 +73,7 @@ def conv(
         (size, size),
         strides=stride,
         padding=pad,
+        use_bias=bias,
         conv_general_dilated=_strided_conv if stride > 1 else lax.conv_general_dilated,
         rngs=rngs,
     )
