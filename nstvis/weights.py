@@ -203,9 +203,10 @@ def _aliases(
 
 
 def _torchvision_name(layer: str, torchvision_names: Mapping[str, str]) -> str:
-    begins = [p for p in torchvision_names if f"{layer}.".startswith(f"{p}.")]
-    longest = max(begins, key=len, default="")
-    return torchvision_names.get(longest, "") + layer.removeprefix(longest)
+    outer = [p for p in torchvision_names if f"{layer}.".startswith(f"{p}.")]
+    longest = max(outer, key=len, default="")
+    inside = layer.removeprefix(longest)
+    return (torchvision_names.get(longest, "") + inside).removeprefix(".")
 
 
 def _misfits(

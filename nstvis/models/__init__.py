@@ -248,8 +248,10 @@ def _shapes(forward: Forward, params: Params, size: int) -> dict[str, tuple[int,
     def trace(params: Params, images: Array) -> None:
         activations = forward(params, images)
         if not isinstance(activations, Mapping):
-            kind = type(activations).__name__
-            raise ValueError(f"a network's result is a dict of activations, no {kind}")
+            raise ValueError(  # noqa: TRY004 - of the errors that are told in a line
+                "a network returns a dict of activations by name, not"
+                f" {type(activations).__name__}"
+            )
         shapes.update({name: x.shape for name, x in activations.items()})
 
     jax.eval_shape(trace, params, jax.ShapeDtypeStruct((1, size, size, 3), "float32"))

@@ -76,7 +76,7 @@ def ruled(forward: Forward, rule: str) -> Forward:
     return network
 
 
-def pictures(
+def attribute(
     forward: Forward,
     params: Params,
     layer: str,
