@@ -153,31 +153,59 @@ def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
             np.testing.assert_allclose(scores[i], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["conv1_pre", "conv3", "pool5", "fc7", "fc8"])
-def test_gradient_is_the_gradient(layer):
+def places(activations):
+    """A unit for each image, and a position, where they are high."""
+    if activations.ndim == 4:
+        return strongest(activations)
+    return activations.argmax(1), np.zeros((len(activations), 2), int)
+
+
+@pytest.mark.slow
+def test_gradient_is_the_gradient():
     forward, params = random_network("alexnet_small")
-    images = noise(2, 56, 56, 3)
-    shape = jax.eval_shape(forward, params, images)[layer].shape
-    units, positions = jnp.array([3, 7]), jnp.array([[1, 0], [0, 1]])
+    images, layers = noise(2, 56, 56, 3), ["conv1_pre", "conv3", "pool5", "fc7", "fc8"]
+    activations = jax.jit(forward)(params, images)
+    where = {layer: places(np.asarray(activations[layer])) for layer in layers}
     network = attribution.ruled(forward, "gradient")
-    arguments = params, images, units, positions
-    found, scores = attribute(network, layer, "one")(*arguments)
-    scaled, _ = attribute(network, layer)(*arguments)
-    for i in range(2):
-        place = (
-            (*map(int, positions[i]), int(units[i])) if len(shape) == 4 else units[i]
-        )
 
-        def activation(image, place=place):
-            return forward(params, image[None])[layer][0][place]
+    @jax.jit
+    def attributions(params, images, where):
+        return {
+            (layer, seed): attribution.attribute(
+                network, params, layer, images, *where[layer], seed
+            )
+            for layer in layers
+            for seed in ("one", "activation")
+        }
 
-        value, wanted = jax.jit(jax.value_and_grad(activation))(images[i])
-        largest = float(jnp.abs(wanted).max())
-        np.testing.assert_allclose(found[i], wanted, rtol=0, atol=1e-5 * largest)
-        np.testing.assert_allclose(scores[i], value, rtol=1e-4)
-        largest *= abs(float(value))
+    @jax.jit
+    def gradients(params, images, where):
+        def activation(image, layer, unit, position):
+            x = forward(params, image[None])[layer][0]
+            return x[*position, unit] if x.ndim == 3 else x[unit]
+
+        grad = jax.value_and_grad(activation)
+        return {
+            layer: jax.vmap(lambda *at, layer=layer: grad(at[0], layer, *at[1:]))(
+                images, *where[layer]
+            )
+            for layer in layers
+        }
+
+    found = attributions(params, images, where)
+    for layer, (values, wanted) in gradients(params, images, where).items():
+        largest = np.abs(wanted).max((1, 2, 3), keepdims=True)
+        assert (largest > 0).all()
+        pixels, scores = found[layer, "one"]
+        np.testing.assert_allclose(scores, values, rtol=1e-4)
         np.testing.assert_allclose(
-            scaled[i], value * wanted, rtol=0, atol=1e-4 * largest
+            pixels / largest, wanted / largest, rtol=0, atol=1e-5
+        )
+        largest *= np.abs(values)[:, None, None, None]
+        pixels, _ = found[layer, "activation"]
+        scaled = values[:, None, None, None] * wanted
+        np.testing.assert_allclose(
+            pixels / largest, scaled / largest, rtol=0, atol=1e-4
         )
 
 
@@ -335,11 +363,11 @@ def test_a_rule_that_does_not_exist_is_refused():
 def test_rules_change_no_activation(model, pooling):
     forward, params = random_network(model, pooling=pooling, last="pool5")
     images = noise(1, 80, 80, 3)
-    wanted = jax.jit(forward)(params, images)
-    found = jax.jit(attribution.ruled(forward, "deconvnet"))(params, images)
-    names = list(forward(params, images))
-    assert list(attribution.ruled(forward, "guided")(params, images)) == names
-    for name in names:
+    ruled = attribution.ruled(forward, "deconvnet")
+    wanted, found = (jax.jit(network)(params, images) for network in (forward, ruled))
+    counts = models.units(forward, params, 80)
+    assert list(models.units(ruled, params, 80).items()) == list(counts.items())
+    for name in counts:
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
