@@ -1,7 +1,7 @@
-"""Layers whose backward passes XLA is slow at, and the chain that names activations.
+"""Layers with backward passes faster than XLA's, and the chain that names activations.
 
-Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; what is
-written here by hand is the way back to the pixels.
+Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; only the
+gradients are written by hand.
 """
 
 import functools
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array, lax
 
 IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
-# The mean colour of ImageNet, which networks here subtract: to them it is nothing.
+# The mean colour of ImageNet; networks here subtract it, so it is their zero.
 MEAN_COLOR = IMAGENET_MEAN[0, 0, 0]
 IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
@@ -80,7 +80,7 @@ def conv(
 
 
 def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
-    """Pooling over `size` x `size` windows: `max` (Krizhevsky) or `average` (Gatys).
+    """Returns pooling over `size` x `size` windows: `max`, or `average` (Gatys et al.).
 
     Raises:
         ValueError: The kind is neither.
@@ -100,8 +100,8 @@ def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
 class GridLinear(nnx.Linear):
     """A dense layer on a feature map, first averaged to `grid` x `grid` cells.
 
-    The cells are PyTorch's `adaptive_avg_pool2d`, flattened channels first, so that
-    published dense layers fit and an image may have any size.
+    The cells are those of PyTorch's `adaptive_avg_pool2d`, flattened channels first, so
+    that published dense layers fit and images may have any size.
     """
 
     def __init__(self, channels: int, grid: int, outputs: int, *, rngs: nnx.Rngs):

@@ -403,7 +403,7 @@ def test_receptive_fields_are_the_papers(name):
     forward, params = models.load(name, "random", pooling="average", last=last)
     # Light through positive weights: no ReLU closes and no two paths cancel. Channels
     # do not matter: one will do, but for the three of the image.
-    first = list(fields)[0]
+    first = next(iter(fields))
     params = {
         layer: {
             "kernel": jnp.abs(own["kernel"][:, :, : 3 if layer == first else 1, :1]),
