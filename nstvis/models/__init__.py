@@ -18,8 +18,8 @@ and its parameters, nested in dicts and lists (Flax Linen: `Net().apply` and `.i
 given, are not needed and may be left out; `classes`, which both kinds may do without,
 is the number of logits. Weights are read by the names of the parameters, joined by dots;
 those of `random` are drawn by the scheme of He et al. for a module, and by `init`.
-`TORCHVISION_NAMES` (layer to prefix in torchvision's files) and `TORCHVISION_FILE` are
-optional. Training takes modules only.
+`TORCHVISION_NAMES` (layer, or module inside it, to the prefix in torchvision's files) and
+`TORCHVISION_FILE` are optional. Training takes modules only.
 """
 
 import inspect
