@@ -341,13 +341,14 @@ def test_a_plain_function_is_a_network(plain):
     assert [found[name].shape for name in ("conv2", "head")] == [(1, 8, 8, 8), (1, 5)]
     fields = receptive_fields(forward, params, 32, 32)
     assert [fields[f"conv{i}"].size(0) for i in (1, 2)] == [(3, 3), (7, 7)]
-    pictures = {}
+    attributions = {}
     for rule in attribution.RULES:
         ruled = attribution.ruled(forward, rule)
-        where = noise(1, 32, 32, 3), jnp.array([2]), jnp.array([[4, 4]])
-        pictures[rule], _ = attribution.attribute(ruled, params, "conv2", *where)
-        assert np.abs(pictures[rule]).max() > 0
-    assert not np.allclose(pictures["guided"], pictures["gradient"])
+        call = jax.jit(functools.partial(attribution.attribute, ruled, layer="conv2"))
+        where = {"units": jnp.array([2]), "positions": jnp.array([[4, 4]])}
+        attributions[rule], _ = call(params, images=noise(1, 32, 32, 3), **where)
+        assert np.abs(attributions[rule]).max() > 0
+    assert not np.allclose(attributions["guided"], attributions["gradient"])
 
 
 def test_random_weights_of_a_plain_function_are_its_own(plain):
