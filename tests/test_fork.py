@@ -515,7 +515,7 @@ def test_units_and_their_atlas(network, tmp_path):
         f"--config.model={name}",
         f"--config.weights={path}",
         f"--config.layers=conv1,{layer}",
-        "--config.split=train[:24]",
+        "--config.split=train[:16]",
         "--config.batch=8",
         "--config.k=2",
         "--config.attribution=guided",
