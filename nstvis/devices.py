@@ -1,4 +1,4 @@
-"""What the machine has: devices, memory, and programs kept between runs."""
+"""The machine: hosts, devices, memory, and the cost of compiled programs."""
 
 import contextlib
 import logging
@@ -17,40 +17,44 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def compile_options() -> dict[str, bool]:
-    """XLA options that are faster for one picture on a CPU, and halve its memory."""
+    """Returns XLA options that speed up one picture on a CPU and halve its memory."""
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 def connect() -> None:
-    """Joins the processes of all hosts into one run; before any device is used.
+    """Joins the processes of all hosts into one run. Call it before any use of a device.
 
-    JAX finds the other hosts itself on Cloud TPU, Slurm, MPI and GKE. Elsewhere say
-    where they are in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX finds the other hosts itself on Cloud TPU, Slurm, MPI and GKE. Elsewhere they
+    are given by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count, mine = (
+        count, index = (
             int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         )
-        jax.distributed.initialize(address, count, mine)
+        jax.distributed.initialize(address, count, index)
     else:
-        with contextlib.suppress(ValueError):  # which says that there is no cluster
+        with contextlib.suppress(ValueError):  # there is no cluster
             jax.distributed.initialize()
     if not is_lead():
         logging.disable(logging.INFO)
 
 
 def is_lead() -> bool:
-    """Whether this host is the one that writes files and talks."""
+    """Whether this host is the one that writes files and logs."""
     return jax.process_index() == 0
 
 
 def agreed(wish: int, step: int) -> int:
-    """The highest of all hosts' wishes, so that all do the same at the same step.
+    """Returns the highest of all hosts' wishes, so that all act at the same step.
 
-    Hosts ask one another at every tenth step, as they have to wait for it; alone, one
-    has its wish at once.
+    Hosts wait for one another to agree, so they do so at every tenth step only, and
+    return 0 at others. A single host gets its wish at once.
+
+    Args:
+        wish: What this host wants to do, such as the number of a signal; 0 for nothing.
+        step: The step that it has just done.
     """
     if jax.process_count() == 1:
         return wish
@@ -60,7 +64,7 @@ def agreed(wish: int, step: int) -> int:
 
 
 def mesh() -> jax.sharding.Mesh:
-    """All devices of all hosts in a row, the axis `data`."""
+    """Returns a mesh of all devices of all hosts, along the axis `data`."""
     automatic = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((jax.device_count(),), ("data",), automatic)
 
@@ -68,10 +72,14 @@ def mesh() -> jax.sharding.Mesh:
 def divided(
     batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
-    """Puts a batch of arrays, of which every host has its part, on all devices.
+    """Shards a batch over all devices.
+
+    Args:
+        batch: This host's part of the arrays, by name.
+        mesh: From `mesh()`.
 
     Raises:
-        ValueError: It does not divide by the number of devices.
+        ValueError: The part does not divide by the number of this host's devices.
     """
     size, count = len(next(iter(batch.values()))), jax.local_device_count()
     if size % count:
@@ -84,14 +92,14 @@ def divided(
 
 
 def flops(function: Any, *arguments: Any) -> float:
-    """Floating-point operations of a call of a jitted function, by XLA's count."""
+    """Returns the floating-point operations of one call of a jitted function, by XLA."""
     return (function.lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
 
 
 def needed_memory(program: jax.stages.Compiled) -> int:
-    """Bytes that one call of a compiled program holds, its arguments included."""
+    """Returns the bytes that one call of a compiled program needs, with its arguments."""
     sizes = program.memory_analysis()
-    if sizes is None:  # some backends do not tell
+    if sizes is None:  # on some backends
         return 0
     return (
         sizes.temp_size_in_bytes
@@ -102,7 +110,7 @@ def needed_memory(program: jax.stages.Compiled) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that the default device can still give."""
+    """Returns the bytes that are free on the default device."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:

@@ -1,7 +1,7 @@
-"""Layers whose backward passes XLA is slow at, and the chain that names activations.
+"""Layers with backward passes faster than XLA's, and the chain that names activations.
 
-Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; what is
-written here by hand is the way back to the pixels.
+Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; only the
+gradients are written by hand.
 """
 
 import functools
@@ -15,21 +15,21 @@ from flax import nnx
 from jax import Array, lax
 
 IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
-# The mean colour of ImageNet, which networks here subtract: to them it is nothing.
+# The mean colour of ImageNet; networks here subtract it, so it is their zero.
 MEAN_COLOR = IMAGENET_MEAN[0, 0, 0]
 IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
 
 
 class Chain(nnx.Module):
-    """A ConvNet without branches: layers by name, applied in order.
+    """A ConvNet: layers by name, applied in order.
 
     Every parameterised layer but the network's last one, the logits, is followed by
-    a ReLU. `conv1` names the activation after the ReLU, which is what the papers draw
-    and match; `conv1_pre` is the same layer before it.
+    a ReLU. `conv1` names the activation after the ReLU, which is what the papers show
+    and match; `conv1_pre` is the same layer's before it.
 
     Args:
         layers: Layer name to layer. A layer is a function of one array; those with
-            parameters are Flax NNX modules.
+            parameters are Flax NNX modules, which may have branches inside.
         last: Leaves out all layers after this one; the whole network by default.
     """
 
@@ -62,9 +62,10 @@ def conv(
     *,
     stride: int = 1,
     padding: int | None = None,
+    bias: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution with bias; padded to keep the size if not told otherwise."""
+    """Builds a square convolution; by default padded so that it keeps the size."""
     pad = size // 2 if padding is None else padding
     return nnx.Conv(
         inputs,
@@ -72,13 +73,14 @@ def conv(
         (size, size),
         strides=stride,
         padding=pad,
+        use_bias=bias,
         conv_general_dilated=_strided_conv if stride > 1 else lax.conv_general_dilated,
         rngs=rngs,
     )
 
 
 def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
-    """Pooling over `size` x `size` windows: `max` (Krizhevsky) or `average` (Gatys).
+    """Returns pooling over `size` x `size` windows: `max`, or `average` (Gatys et al.).
 
     Raises:
         ValueError: The kind is neither.
@@ -98,8 +100,8 @@ def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
 class GridLinear(nnx.Linear):
     """A dense layer on a feature map, first averaged to `grid` x `grid` cells.
 
-    The cells are PyTorch's `adaptive_avg_pool2d`, flattened channels first, so that
-    published dense layers fit and an image may have any size.
+    The cells are those of PyTorch's `adaptive_avg_pool2d`, flattened channels first, so
+    that published dense layers fit and images may have any size.
     """
 
     def __init__(self, channels: int, grid: int, outputs: int, *, rngs: nnx.Rngs):

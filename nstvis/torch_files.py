@@ -1,8 +1,8 @@
 """Reads PyTorch weight files without PyTorch and without running their pickles.
 
-A `.pth` file is a pickle that names its tensors, beside their raw storages. The
-unpickler here knows the handful of globals a state dict needs, maps each to an inert
-stand-in of its own, and refuses the rest, so a hostile file can call nothing.
+A `.pth` file is a pickle that describes its tensors, beside their raw storages. The
+unpickler here maps the handful of globals that a state dict needs to inert stand-ins
+and refuses all others, so a hostile file can call nothing.
 """
 
 import os
@@ -126,7 +126,7 @@ class _Tensor(NamedTuple):
 def _rebuild_tensor(
     storage: object, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
 ) -> _Tensor:
-    """Stands in for `_rebuild_tensor_v2`, and trusts none of its arguments."""
+    """Stands in for `_rebuild_tensor_v2`, whose arguments it checks."""
     if (
         not isinstance(storage, _Storage)
         or len(size) != len(stride)
@@ -146,7 +146,7 @@ class _StateDict(dict[Any, Any]):
     """Stands in for `OrderedDict`, without the attributes that pickles give it."""
 
     def __setstate__(self, state: object) -> None:
-        """Drops what the BUILD opcode would set."""
+        """Ignores what the BUILD opcode would set."""
 
 
 class _Callable:
@@ -162,7 +162,7 @@ class _Callable:
         return self._function(*args)
 
     def __setstate__(self, state: object) -> None:
-        """Drops what the BUILD opcode would set."""
+        """Ignores what the BUILD opcode would set."""
 
 
 _CALLABLES = {
@@ -210,7 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensors(content: object) -> dict[str, _Tensor]:
-    """Finds the state dict in what was pickled, and tidies its names."""
+    """Finds the state dict in a pickled object and normalises its names."""
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}, not a dict")
     wrapped = (content.get(key) for key in _WRAPPERS)
@@ -230,7 +230,7 @@ def _tensors(content: object) -> dict[str, _Tensor]:
 
 
 def _checked(storage: _Storage, data: bytes) -> bytes:
-    """Returns the bytes of a storage, having made sure that none are missing."""
+    """Returns the bytes of a storage, after a check that none are missing."""
     if len(data) < storage.nbytes:
         raise ValueError(
             f"storage {storage.key!r} has {len(data)} of its {storage.nbytes} bytes; "

@@ -30,13 +30,25 @@ VGG19 = [
     *("conv5_1", "conv5_2", "conv5_3", "conv5_4", "pool5"),
     *("fc6", "fc7", "fc8"),
 ]
+VGG_SMALL = [
+    *("conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2"),
+    *("conv3_1", "conv3_2", "pool3", "conv4_1", "conv4_2", "pool4", "fc5"),
+]
+RESNET18 = [
+    *("conv1", "pool1", "layer1_1", "layer1_2", "layer2_1", "layer2_2"),
+    *("layer3_1", "layer3_2", "layer4_1", "layer4_2", "fc"),
+]
 NAMES = {
     "alexnet": ALEXNET,
     "alexnet_small": ALEXNET,
+    "resnet18": RESNET18,
     "vgg16": VGG16,
     "vgg19": VGG19,
+    "vgg_small": VGG_SMALL,
     "zfnet": ZFNET,
 }
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -139,22 +151,42 @@ def rest(nn, pool, inputs, grid, width, channels=(384, 256, 256), classes=200):
     }
 
 
+def vgg_small(nn, pool):
+    parts, inputs = {}, 3
+    for name in VGG_SMALL[:-1]:
+        if name.startswith("pool"):
+            parts[name] = pool(2, 2)
+            continue
+        width = 16 * 2 ** int(name[4])
+        parts[name] = nn.Conv2d(inputs, width, 3, padding=1)
+        parts[f"{name}_relu"] = nn.ReLU()
+        inputs = width
+    parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    parts["fc5"] = nn.Linear(256, 200)
+    return nn.Sequential(collections.OrderedDict(parts))
+
+
+# That of resnet18 is in test_fork.py.
 TWINS = {
     "alexnet": torchvision_alexnet,
     "alexnet_small": alexnet_small,
     "vgg16": lambda nn, pool: torchvision_vgg(nn, pool, VGG16),
     "vgg19": lambda nn, pool: torchvision_vgg(nn, pool, VGG19),
+    "vgg_small": vgg_small,
     "zfnet": zfnet,
 }
 
 
-def make_twin(torch, name, pool, path):
-    """Builds a random PyTorch network and saves its weights."""
+def make_twin(torch, name, pool, path, deep=True):
+    """Builds a random PyTorch network and saves its weights; zeros if not that deep."""
     with torch.device("meta"):
         twin = TWINS[name](torch.nn, pool)
     twin = twin.to_empty(device="cpu").eval()
     random = np.random.default_rng(0)
-    for parameter in twin.parameters():
+    for key, parameter in twin.named_parameters():
+        if key.startswith("classifier") and not deep:
+            parameter.data = torch.zeros(1).expand(parameter.shape)  # a tiny file
+            continue
         values = random.standard_normal(parameter.shape, np.float32)
         # He et al. 2015, so that activations keep their size through the layers.
         spread = (2 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.5
@@ -210,16 +242,17 @@ def check_against_twin(name, twin, torch, forward, params, images):
 @pytest.mark.parametrize(
     "name, sizes, last",
     [
-        ("alexnet", [(224, 224), (131, 97)], None),
+        pytest.param("alexnet", [(224, 224), (131, 97)], None, marks=slow),
         ("alexnet_small", [(64, 64), (93, 75)], None),
-        ("zfnet", [(224, 224), (131, 97)], None),
-        ("vgg16", [(224, 224)], None),
-        ("vgg19", [(65, 91)], "conv5_1"),
+        pytest.param("zfnet", [(224, 224), (131, 97)], None, marks=slow),
+        pytest.param("vgg16", [(65, 91)], None, marks=slow),
+        pytest.param("vgg19", [(38, 33)], "conv5_1", marks=slow),
+        ("vgg_small", [(64, 64), (33, 50)], None),
     ],
 )
 def test_every_activation_is_pytorchs(torch, tmp_path, name, sizes, last):
     path = tmp_path / "weights.pth"
-    twin = make_twin(torch, name, torch.nn.MaxPool2d, path)
+    twin = make_twin(torch, name, torch.nn.MaxPool2d, path, last is None)
     forward, params = models.load(name, str(path), last=last)
     path.unlink()  # half a gigabyte
     for size in sizes:
@@ -238,8 +271,8 @@ def test_networks_and_their_layers_have_the_papers_names():
     for name, expected in NAMES.items():
         found = models.layers(name)
         assert [layer for layer in found if not layer.endswith("_pre")] == expected
-        assert found[-1] == "fc8"  # the logits, which have no ReLU
-        with_relu = [x for x in expected[:-1] if x.startswith(("conv", "fc"))]
+        assert found[-1] == expected[-1]  # the logits, which have no ReLU
+        with_relu = [x for x in expected[:-1] if x.startswith(("conv", "fc", "layer"))]
         before = [layer for layer in found if layer.endswith("_pre")]
         assert before == [f"{layer}_pre" for layer in with_relu]
         assert all(found.index(x) + 1 == found.index(x[:-4]) for x in before)
@@ -346,6 +379,11 @@ FIELDS = {
         {"conv1": (7, 2), "conv2": (27, 8), "conv3": (75, 16), "conv4": (107, 16)}
         | {"conv5": (139, 16)},
     ),
+    "vgg_small": (
+        90,
+        {"conv1_1": (3, 1), "conv1_2": (5, 1), "pool1": (6, 2), "conv2_2": (14, 2)}
+        | {"pool2": (16, 4), "conv3_2": (32, 4), "pool3": (36, 8), "conv4_2": (68, 8)},
+    ),
 }
 
 
@@ -361,9 +399,18 @@ def field_of(gradient):
 @pytest.mark.parametrize("name", FIELDS)
 def test_receptive_fields_are_the_papers(name):
     side, fields = FIELDS[name]
-    forward, params = models.load(name, "random", pooling="average", last="conv5")
-    # Light through positive weights: no ReLU closes and no two paths cancel.
-    params = jax.tree.map(jnp.abs, params)
+    last = list(fields)[-1]
+    forward, params = models.load(name, "random", pooling="average", last=last)
+    # Light through positive weights: no ReLU closes and no two paths cancel. Channels
+    # do not matter: one will do, but for the three of the image.
+    first = next(iter(fields))
+    params = {
+        layer: {
+            "kernel": jnp.abs(own["kernel"][:, :, : 3 if layer == first else 1, :1]),
+            "bias": own["bias"][:1],
+        }
+        for layer, own in params.items()
+    }
     image = jnp.full((1, side, side, 3), 255.0)
 
     def activations(image):

@@ -1,28 +1,39 @@
 """Networks. A network is one pure function from images to named activations.
 
 `forward(params, images)` maps float32 images `[batch, height, width, 3]`, RGB 0..255,
-to a dict of every layer's activation in order, logits last. Everything else in this
+to a dict of every layer's activation in order, logits last. An activation is
+`[batch, height, width, channels]` or `[batch, channels]`. Everything else in this
 project only reads that function, so a network of your own works everywhere: put a file
-beside this one (or anywhere: its path is a name too) with
+beside this one (or anywhere: its path is a name too) that defines either
 
     def build(*, pooling, last, rngs, classes=1000) -> nnx.Module
 
-whose module maps such images to such a dict. `pooling` is what the user asked for
-(`max` or `average`); layers after `last`, if it is given, are not needed and may be
-left out; `classes` is the number of logits. `TORCHVISION_NAMES` (layer to prefix in
-torchvision's files) and `TORCHVISION_FILE` are optional.
+whose module maps such images to such a dict, or, without Flax NNX, the function itself
+and its parameters, nested in dicts and lists (Flax Linen: `Net().apply` and `.init`)
+
+    def init(seed, classes=1000) -> params
+    def forward(params, images) -> dict
+
+`pooling` is what the user asked for (`max` or `average`); layers after `last`, if it is
+given, are not needed and may be left out; `classes`, which both kinds may do without,
+is the number of logits. Weights are read by the names of the parameters, joined by dots;
+those of `random` are drawn by the scheme of He et al. for a module, and by `init`.
+`TORCHVISION_NAMES` (layer, or module inside it, to the prefix in torchvision's files) and
+`TORCHVISION_FILE` are optional. Training takes modules only.
 """
 
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import flax.traverse_util
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from nstvis import weight_files
 from nstvis import weights as weights_io
 from nstvis.runs import registry
 from nstvis.runs.registry import unknown
@@ -34,26 +45,21 @@ Forward = Callable[[Params, Array], dict[str, Array]]
 
 
 def names() -> list[str]:
-    """The networks that `load` knows by name."""
+    """Returns the names of the networks in this folder."""
     return registry.names(FOLDER)
 
 
 def layers(name: str) -> list[str]:
-    """The names of a network's activations, in order.
+    """Returns the names of a network's activations, in order.
 
     Raises:
         ValueError: No such network.
         FileNotFoundError: No such file.
     """
-    module, found = registry.find("model", name, FOLDER), []
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
-
-    def trace(images: Array) -> None:
-        network = module.build(pooling="max", last=None, rngs=nnx.Rngs(0))
-        found.extend(network(images))  # here, as JAX returns dicts sorted by key
-
-    jax.eval_shape(trace, image)
-    return found
+    module = _find(name)
+    if _is_plain(module):
+        return list(_shapes(module.forward, module.init(seed=0), 224))
+    return list(_shapes(*functional(_abstract(module, "max", None, {})), 224))
 
 
 def load(
@@ -68,12 +74,12 @@ def load(
     """Builds a network and loads its weights.
 
     Args:
-        name: One of `names()`, or the path of a Python file with a `build`.
-        weights: `bundled`, `random` (He et al. 2015, from `seed`), `torchvision`, or a
-            path: .pth, .pt, .safetensors, .npz, or an Orbax directory.
+        name: One of `names()`, or the path of a Python file like those.
+        weights: `bundled`, `random` (from `seed`), `torchvision`, or a path: .pth, .pt,
+            .safetensors, .npz, or an Orbax directory.
         pooling: `max` or `average`.
         last: The last layer that is needed; deeper parameters are not loaded.
-        classes: Number of logits; by default as many as the weights tell, or the
+        classes: Number of logits; by default as many as the weights name, or the
             network's own number.
         seed: Seed of `random`.
 
@@ -84,9 +90,11 @@ def load(
         ValueError: No such network or layer, or the weights do not fit.
         FileNotFoundError: No such file.
     """
-    return functional(
-        network(name, weights, pooling=pooling, last=last, classes=classes, seed=seed)
-    )
+    options = {"last": last, "classes": classes, "seed": seed}
+    module = _find(name)
+    if _is_plain(module):
+        return _plain(module, name, weights, **options)
+    return functional(network(name, weights, pooling=pooling, **options))
 
 
 def functional(network: nnx.Module) -> tuple[Forward, Params]:
@@ -100,15 +108,14 @@ def functional(network: nnx.Module) -> tuple[Forward, Params]:
 
 
 def units(forward: Forward, params: Params, size: int) -> dict[str, int]:
-    """Layer to how many units it has, in the network's order, for images of a side."""
-    counts: dict[str, int] = {}
+    """Returns each layer's number of units, in the network's order.
 
-    def trace(images: Array) -> None:  # JAX would return the layers sorted by name
-        found = forward(params, images)
-        counts.update({name: x.shape[-1] for name, x in found.items()})
-
-    jax.eval_shape(trace, jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
-    return counts
+    Args:
+        forward: The network.
+        params: Its parameters, or their shapes.
+        size: Side of the images, in pixels.
+    """
+    return {name: shape[-1] for name, shape in _shapes(forward, params, size).items()}
 
 
 def network(
@@ -120,37 +127,138 @@ def network(
     classes: int | None = None,
     seed: int = 0,
 ) -> nnx.Module:
-    """Builds the Flax module that `load` makes a function of, with its weights."""
+    """Builds the Flax module of which `load` makes a function, with its weights.
+
+    Raises:
+        ValueError: As for `load`, or the network is a plain function.
+        FileNotFoundError: No such file.
+    """
+    module = _find(name)
+    if _is_plain(module):
+        raise ValueError(
+            f"{name} is a plain function, which cannot be trained here: that takes a"
+            " Flax module, from `build`"
+        )
+    _check_last(name, last)
+    classes = _classes(name, weights, classes)
+    options = _options(module.build, classes)
+    whole = _abstract(module, pooling, None, options)
+    graph, state = nnx.split(_abstract(module, pooling, last, options))
+    if classes and not options:
+        _check_logits(name, *functional(whole), classes)
+    wanted = nnx.to_pure_dict(state)
+    params = nnx.to_pure_dict(nnx.state(whole))
+    return nnx.merge(graph, _weights(module, name, weights, params, wanted, seed))
+
+
+def _plain(
+    module: ModuleType,
+    name: str,
+    weights: str,
+    *,
+    last: str | None,
+    classes: int | None,
+    seed: int,
+) -> tuple[Forward, Params]:
+    """Loads a network that is a function."""
+    _check_last(name, last)
+    classes = _classes(name, weights, classes)
+    options = _options(module.init, classes)
+    params = jax.tree.map(jnp.asarray, module.init(seed=seed, **options))
+    if classes and not options:
+        _check_logits(name, module.forward, params, classes)
+    if weights != "random":
+        params = _weights(module, name, weights, params, params, seed)
+    return module.forward, params
+
+
+def _find(name: str) -> ModuleType:
+    module = registry.find("model", name, FOLDER)
+    if not hasattr(module, "build") and not _is_plain(module):
+        raise ValueError(
+            f"{name} is no network: it defines neither `build` nor `init` and `forward`"
+        )
+    return module
+
+
+def _is_plain(module: ModuleType) -> bool:
+    return not hasattr(module, "build") and (
+        hasattr(module, "init") and hasattr(module, "forward")
+    )
+
+
+def _check_last(name: str, last: str | None) -> None:
     if last is not None and last not in (known := layers(name)):
         raise ValueError(unknown(f"layer of {name}", last, known))
-    module = registry.find("model", name, FOLDER)
+
+
+def _classes(name: str, weights: str, classes: int | None) -> int | None:
     if classes is None:
-        classes = len(weights_io.classes(weights, pathlib.Path(name).stem)) or None
-    whole = _abstract(module, pooling, None, classes)
-    wanted = _abstract(module, pooling, last, classes)
-    graph, state = nnx.split(wanted)
-    paths = {".".join(map(str, path)): path for path in _flat(state)}
-    arrays = weights_io.load(
-        weights,
-        pathlib.Path(name).stem,
-        {".".join(map(str, k)): v.shape for k, v in _flat(nnx.state(whole)).items()},
-        torchvision_names=getattr(module, "TORCHVISION_NAMES", {}),
-        torchvision_file=getattr(module, "TORCHVISION_FILE", None),
-        wanted=paths.keys(),
-        seed=seed,
-    )
-    flat = {paths[key]: array for key, array in jax.device_put(arrays).items()}
-    return nnx.merge(graph, flax.traverse_util.unflatten_dict(flat))
+        return len(weights_io.classes(weights, pathlib.Path(name).stem)) or None
+    return classes
+
+
+def _options(maker: Callable, classes: int | None) -> dict[str, int]:
+    takes_classes = "classes" in inspect.signature(maker).parameters
+    return {"classes": classes} if classes and takes_classes else {}
+
+
+def _check_logits(name: str, forward: Forward, params: Params, classes: int) -> None:
+    *_, logits = units(forward, params, 224).values()
+    if logits != classes:
+        raise ValueError(
+            f"{name} has {logits} logits, and cannot have {classes}: it takes no"
+            " `classes`"
+        )
 
 
 def _abstract(
-    module: ModuleType, pooling: str, last: str | None, classes: int | None
+    module: ModuleType, pooling: str, last: str | None, options: Mapping[str, int]
 ) -> nnx.Module:
-    options = {} if classes is None else {"classes": classes}
+    """Builds a network of shapes alone."""
     return nnx.eval_shape(
         lambda: module.build(pooling=pooling, last=last, rngs=nnx.Rngs(0), **options)
     )
 
 
-def _flat(state: nnx.State) -> dict[tuple, Any]:
-    return dict(flax.traverse_util.flatten_dict(nnx.to_pure_dict(state)))
+def _weights(
+    module: ModuleType, name: str, weights: str, whole: Any, wanted: Any, seed: int
+) -> Any:
+    """Loads parameters nested like `wanted`, which may be a part of the `whole`."""
+    paths = weight_files.named(wanted)
+    arrays = weights_io.load(
+        weights,
+        pathlib.Path(name).stem,
+        {key: leaf.shape for key, leaf in weight_files.named(whole).items()},
+        torchvision_names=getattr(module, "TORCHVISION_NAMES", {}),
+        torchvision_file=getattr(module, "TORCHVISION_FILE", None),
+        wanted=paths.keys(),
+        seed=seed,
+    )
+    arrays = jax.device_put(arrays)
+    return jax.tree.unflatten(
+        jax.tree.structure(wanted), [arrays[key] for key in paths]
+    )
+
+
+def _shapes(forward: Forward, params: Params, size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all activations, in the network's order."""
+    shapes = {}
+
+    def trace(params: Params, images: Array) -> None:
+        activations = forward(params, images)
+        if not isinstance(activations, Mapping):
+            raise ValueError(  # noqa: TRY004 - of the errors that are told in a line
+                "a network returns a dict of activations by name, not"
+                f" {type(activations).__name__}"
+            )
+        shapes.update({name: x.shape for name, x in activations.items()})
+
+    jax.eval_shape(trace, params, jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
+    for name, shape in shapes.items():
+        if len(shape) not in (2, 4):
+            raise ValueError(
+                f"the activation {name} is {shape}, neither [batch, height, width,"
+                " channels] nor [batch, channels]"
+            )
+    return shapes

@@ -1,4 +1,6 @@
-"""Tests of the backward pictures against NumPy, and of what they refuse."""
+"""Attribution against NumPy, and what it refuses."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,30 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).uniform(0, 255, shape).astype(np.float32)
 
 
-def random_network(model):
-    """A network with random biases, too, so that a third of the units are silent."""
-    forward, params = models.load(model, "random")
-    rng = np.random.default_rng(1)
-    for layer in params.values():
-        layer["bias"] = rng.normal(0, 0.2, layer["bias"].shape).astype(np.float32)
+def random_network(model, **options):
+    """A network of 8 channels, with biases, so that a third of the units are inactive."""
+    forward, params = models.load(model, "random", **options)
+    rng, inputs = np.random.default_rng(1), 3
+    for name in sorted(params):  # conv before fc
+        rows = inputs * 9 if name == "fc6" else inputs
+        kernel = np.asarray(params[name]["kernel"])[..., :rows, :8]
+        deviation = np.sqrt(2 / kernel[..., 0].size).astype(np.float32)
+        bias = rng.normal(0, 0.2, kernel.shape[-1:]).astype(np.float32)
+        params[name] = {"kernel": kernel / kernel.std() * deviation, "bias": bias}
+        inputs = kernel.shape[-1]
     return forward, params
+
+
+def attribute(network, layer, seed="activation"):
+    """Returns `attribution.attribute`, compiled."""
+
+    @jax.jit
+    def compiled(params, images, units, positions):
+        return attribution.attribute(
+            network, params, layer, images, units, positions, seed
+        )
+
+    return compiled
 
 
 class Deconvnet:
@@ -116,16 +135,14 @@ def strongest(activations):
 
 @pytest.mark.parametrize("model", CHAINS)
 def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
-    forward, params = random_network(model)
+    forward, params = random_network(model, last="conv5")
     images = noise(2, SIZES[model], SIZES[model], 3)
     network = attribution.ruled(forward, "deconvnet")
     oracles = [Deconvnet(model, params, image) for image in images]
-    activations = forward(params, images)
+    activations = jax.jit(forward)(params, images)
     for layer in LAYERS:
         units, positions = strongest(np.asarray(activations[layer]))
-        found, scores = attribution.pictures(
-            network, params, layer, images, units, positions
-        )
+        found, scores = attribute(network, layer)(params, images, units, positions)
         for i, oracle in enumerate(oracles):
             wanted = oracle.projected(layer, units[i], *positions[i])
             assert np.abs(wanted).max() > 0
@@ -136,44 +153,71 @@ def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
             np.testing.assert_allclose(scores[i], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["conv1_pre", "conv3", "pool5", "fc7", "fc8"])
-def test_gradient_is_the_gradient(layer):
+def places(activations):
+    """A unit for each image, and a position, where they are high."""
+    if activations.ndim == 4:
+        return strongest(activations)
+    return activations.argmax(1), np.zeros((len(activations), 2), int)
+
+
+@pytest.mark.slow
+def test_gradient_is_the_gradient():
     forward, params = random_network("alexnet_small")
-    images = noise(2, 56, 56, 3)
-    shape = forward(params, images)[layer].shape
-    units, positions = jnp.array([3, 7]), jnp.array([[1, 0], [0, 1]])
+    images, layers = noise(2, 56, 56, 3), ["conv1_pre", "conv3", "pool5", "fc7", "fc8"]
+    activations = jax.jit(forward)(params, images)
+    where = {layer: places(np.asarray(activations[layer])) for layer in layers}
     network = attribution.ruled(forward, "gradient")
-    arguments = network, params, layer, images, units, positions
-    found, scores = attribution.pictures(*arguments, seed="one")
-    scaled, _ = attribution.pictures(*arguments)
-    for i in range(2):
-        place = (
-            (*map(int, positions[i]), int(units[i])) if len(shape) == 4 else units[i]
-        )
 
-        def activation(image, place=place):
-            return forward(params, image[None])[layer][0][place]
+    @jax.jit
+    def attributions(params, images, where):
+        return {
+            (layer, seed): attribution.attribute(
+                network, params, layer, images, *where[layer], seed
+            )
+            for layer in layers
+            for seed in ("one", "activation")
+        }
 
-        value, wanted = jax.value_and_grad(activation)(images[i])
-        largest = float(jnp.abs(wanted).max())
-        np.testing.assert_allclose(found[i], wanted, rtol=0, atol=1e-5 * largest)
-        np.testing.assert_allclose(scores[i], value, rtol=1e-4)
-        largest *= abs(float(value))
+    @jax.jit
+    def gradients(params, images, where):
+        def activation(image, layer, unit, position):
+            x = forward(params, image[None])[layer][0]
+            return x[*position, unit] if x.ndim == 3 else x[unit]
+
+        grad = jax.value_and_grad(activation)
+        return {
+            layer: jax.vmap(lambda *at, layer=layer: grad(at[0], layer, *at[1:]))(
+                images, *where[layer]
+            )
+            for layer in layers
+        }
+
+    found = attributions(params, images, where)
+    for layer, (values, wanted) in gradients(params, images, where).items():
+        largest = np.abs(wanted).max((1, 2, 3), keepdims=True)
+        assert (largest > 0).all()
+        pixels, scores = found[layer, "one"]
+        np.testing.assert_allclose(scores, values, rtol=1e-4)
         np.testing.assert_allclose(
-            scaled[i], value * wanted, rtol=0, atol=1e-4 * largest
+            pixels / largest, wanted / largest, rtol=0, atol=1e-5
+        )
+        largest *= np.abs(values)[:, None, None, None]
+        pixels, _ = found[layer, "activation"]
+        scaled = values[:, None, None, None] * wanted
+        np.testing.assert_allclose(
+            pixels / largest, scaled / largest, rtol=0, atol=1e-4
         )
 
 
+@pytest.mark.slow
 def test_the_rules_differ_on_the_network_that_is_shipped():
-    forward, params = models.load("alexnet_small", "bundled")
+    forward, params = models.load("alexnet_small", "bundled", last="conv4")
     images = noise(1, 64, 64, 3)
-    units, positions = strongest(np.asarray(forward(params, images)["conv4"]))
+    units, positions = strongest(np.asarray(jax.jit(forward)(params, images)["conv4"]))
     found = {}
     for rule in attribution.RULES:
         network = attribution.ruled(forward, rule)
-        picture, score = attribution.pictures(
-            network, params, "conv4", images, units, positions
-        )
+        picture, score = attribute(network, "conv4")(params, images, units, positions)
         assert score[0] > 0
         found[rule] = np.asarray(picture).ravel()
     for one, other in [(0, 1), (0, 2), (1, 2)]:
@@ -198,8 +242,8 @@ def test_rules_on_a_single_relu(rule, wanted):
 
     images = jnp.array([1.0, 1, -1, -1])[None, None, None]
     network = attribution.ruled(forward, rule)
-    arguments = network, weights, "all", images, jnp.array([0]), jnp.zeros((1, 2), int)
-    found, _ = attribution.pictures(*arguments, seed="one")
+    where = images, jnp.array([0]), jnp.zeros((1, 2), int)
+    found, _ = attribute(network, "all", "one")(weights, *where)
     assert found.ravel().tolist() == wanted
 
 
@@ -231,7 +275,7 @@ RELUS = {
     "in a vmap": jax.vmap(jax.nn.relu),
     "with numbers of its own": jax.jit(lambda x: jax.nn.relu(x * NUMBERS) / NUMBERS),
 }
-BENT = {
+NONLINEAR = {
     "where": lambda x: jnp.where(x > 0, x, 0),
     "product": lambda x: x * (x > 0),
     "relu6": jax.nn.relu6,
@@ -248,49 +292,63 @@ BENT = {
 }
 
 
-def two_layers(bend):
-    """A network of two layers with something between them."""
+def two_layers(between):
+    """A network of two layers with a function between them."""
 
     def forward(params, images):
-        x = bend(images @ params)
+        x = between(images @ params)
         return {"first": x, "second": x @ params}
 
     return forward
 
 
-def picture(forward, rule):
+def attributed(forward, rule):
     params = jnp.array([[1.0, -2, 0.5], [-1, 1, -1], [0.5, 1, -2]])
     images = jnp.asarray(noise(2, 1, 1, 3) - 127)
     network = attribution.ruled(forward, rule)
-    assert list(network(params, images)) == ["first", "second"]
-    arguments = network, params, "second", images, jnp.array([0, 2])
-    return attribution.pictures(*arguments, jnp.zeros((2, 2), int), seed="one")[0]
+    where = images, jnp.array([0, 2]), jnp.zeros((2, 2), int)
+    return attribute(network, "second", "one")(params, *where)[0]
 
 
-@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
+@functools.cache
+def with_relu(rule):
+    return attributed(two_layers(jax.nn.relu), rule)
+
+
 @pytest.mark.parametrize("relu", RELUS)
-def test_every_relu_gets_the_rule(relu, rule):
+def test_every_relu_gets_the_rule(relu):
     forward = two_layers(RELUS[relu])
-    wanted = picture(two_layers(jax.nn.relu), rule)
-    assert not np.allclose(wanted, picture(forward, "gradient"))
-    np.testing.assert_allclose(picture(forward, rule), wanted, rtol=1e-5)
+    gradient = attributed(forward, "gradient")
+    for rule in ("guided", "deconvnet"):
+        assert not np.allclose(with_relu(rule), gradient)
+        np.testing.assert_allclose(
+            attributed(forward, rule), with_relu(rule), rtol=1e-5
+        )
 
 
-@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
-@pytest.mark.parametrize("bend", BENT)
-@pytest.mark.parametrize("also", [True, False])
-def test_what_is_no_relu_is_refused(bend, rule, also):
-    def bent(x):
-        return BENT[bend](jax.nn.relu(x) - 1 if also else x)
-
-    with pytest.raises(ValueError, match="write it as jax.nn.relu"):
-        picture(two_layers(bent), rule)
+@pytest.mark.parametrize("nonlinearity", NONLINEAR)
+def test_what_is_no_relu_is_refused(nonlinearity):
+    alone = NONLINEAR[nonlinearity]
+    for function in (alone, lambda x: alone(jax.nn.relu(x) - 1)):
+        for rule in ("guided", "deconvnet"):
+            with pytest.raises(ValueError, match="write it as jax.nn.relu"):
+                attributed(two_layers(function), rule)
 
 
-@pytest.mark.parametrize("rule", ["guided", "deconvnet"])
-def test_a_network_without_relu_is_refused(rule):
-    with pytest.raises(ValueError, match=f"no ReLU, which {rule} is a rule for"):
-        picture(two_layers(lambda x: x), rule)
+def test_a_network_without_relu_is_refused():
+    for rule in ("guided", "deconvnet"):
+        with pytest.raises(ValueError, match=f"no ReLU, which {rule} is a rule for"):
+            attributed(two_layers(lambda x: x), rule)
+
+
+def test_the_order_of_activations_is_the_network_s():
+    forward = two_layers(jax.nn.relu)
+
+    def turned(params, images):
+        return dict(reversed(forward(params, images).items()))
+
+    network = attribution.ruled(turned, "guided")
+    assert list(network(jnp.eye(3), jnp.ones((1, 3)))) == ["second", "first"]
 
 
 def test_a_rule_that_does_not_exist_is_refused():
@@ -303,14 +361,13 @@ def test_a_rule_that_does_not_exist_is_refused():
     [("alexnet_small", "max"), ("alexnet_small", "average"), ("zfnet", "max")],
 )
 def test_rules_change_no_activation(model, pooling):
-    options = {"pooling": pooling, "last": "pool5"}
-    forward, params = models.load(model, "random", **options)
+    forward, params = random_network(model, pooling=pooling, last="pool5")
     images = noise(1, 80, 80, 3)
-    wanted = jax.jit(forward)(params, images)
-    found = jax.jit(attribution.ruled(forward, "deconvnet"))(params, images)
-    names = list(forward(params, images))
-    assert list(attribution.ruled(forward, "guided")(params, images)) == names
-    for name in names:
+    ruled = attribution.ruled(forward, "deconvnet")
+    wanted, found = (jax.jit(network)(params, images) for network in (forward, ruled))
+    counts = models.units(forward, params, 80)
+    assert list(models.units(ruled, params, 80).items()) == list(counts.items())
+    for name in counts:
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
@@ -323,13 +380,13 @@ def test_the_first_maximum_is_switched_in_any_max_pooling():
 
     network = attribution.ruled(forward, "deconvnet")
     arguments = images, jnp.array([1]), jnp.array([[1, 0]])
-    found, _ = attribution.pictures(network, {}, "pool", *arguments)
+    found, _ = attribution.attribute(network, {}, "pool", *arguments)
     assert np.argwhere(np.asarray(found[0])).tolist() == [[2, 0, 1]]
 
 
 def test_what_has_a_gradient_of_its_own_and_no_relu_keeps_it():
-    found = picture(two_layers(lambda x: own_rule(jax.nn.relu(x))), "guided")
-    wanted = picture(two_layers(jax.nn.relu), "guided")
+    found = attributed(two_layers(lambda x: own_rule(jax.nn.relu(x))), "guided")
+    wanted = with_relu("guided")
     np.testing.assert_allclose(found, 3 * wanted, rtol=1e-5)
 
 
@@ -339,5 +396,5 @@ def test_softmax_and_normalisation_go_back_by_their_gradients():
         x = x / jnp.sqrt(1 + jnp.mean(x**2, -1, keepdims=True))
         return {"first": x, "second": jax.nn.softmax(x)}
 
-    found = picture(forward, "guided")
+    found = attributed(forward, "guided")
     assert np.isfinite(found).all() and np.abs(found).max() > 0
