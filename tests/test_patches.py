@@ -221,7 +221,7 @@ def test_what_is_cut_out_is_the_field_in_the_image(network):
     top.box[:] = fields.boxes(np.zeros((64, 3), int), top.position)
     pictures = patches.Pictures([source], 40)
     found = list(
-        patches.cut(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
+        patches.pick(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
     )
     for unit, (picked, drawn) in enumerate(found):
         assert picked == [0, 1]

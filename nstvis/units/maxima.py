@@ -1,10 +1,10 @@
 """The images that activate each unit most, found in one pass over a data set.
 
-A step, compiled, takes a batch to every layer's activations and these to each unit's
-maximum and where it is; what is kept is a state of a few megabytes for each device.
-States merge associatively, in any order, once at the end.
+A compiled step computes every layer's activations for a batch, and each unit's maximum
+and where it is; what is kept is a state of a few megabytes for each device. States merge
+associatively, in any order, once at the end.
 
-The order of winners is total: higher activation, then lower image, then lower position.
+The order of patches is total: higher activation, then lower image, then lower position.
 So the result is the same for any batch size, number of devices and order of images, as
 long as the network's activations are. (XLA rounds dense layers differently for other
 batch sizes; convolutions it does not, on a CPU.)
@@ -33,7 +33,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nstvis.models import Forward, Params
 
-# What no image has: it loses against all.
+# Sentinel index and position; sorts after every image.
 SENTINEL = np.iinfo(np.int32).max
 
 # Histograms have four bins to an octave: the first two bits of a float's mantissa.
@@ -95,15 +95,15 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
         per_class: Highest activations of each class to keep.
     """
 
-    def nobody(*shape: int) -> Best:
+    def empty(*shape: int) -> Best:
         image, position = (jnp.full(shape, SENTINEL, jnp.int32) for _ in range(2))
         return Best(jnp.full(shape, -jnp.inf), image, position)
 
     return State(
         images=jnp.zeros((), jnp.int32),
-        top=nobody(1, pool, units),
-        least=nobody(1, k, units),
-        by_class=nobody(classes, per_class, units),
+        top=empty(1, pool, units),
+        least=empty(1, k, units),
+        by_class=empty(classes, per_class, units),
         mean=jnp.zeros(units),
         deviation=jnp.zeros(units),
         inactive=jnp.zeros(units, jnp.int32),
@@ -170,44 +170,73 @@ def _precedes(a: Best, b: Best) -> Array:
     return (a.score > b.score) | (tied & earlier)
 
 
-def _insert_batch(
-    best: Best, scores: Array, images: Array, positions: Array, label: Array
-) -> Best:
-    """Inserts candidates `[candidates, units]`, each in its label's `[n, units]`.
+class _Peaks(NamedTuple):
+    """Candidates of a batch, in the order of their images."""
 
-    Candidates of lower images come first. Each round inserts the best of the rest,
-    until none is good enough: after the first batches there are few rounds.
+    # [peaks, units]; -inf for none.
+    score: Array
+    position: Array
+    # [peaks].
+    image: Array
+    # [peaks], which list of `Best`, `[lists, n, units]`, each is a candidate for.
+    list: Array
+
+
+class _Strongest(NamedTuple):
+    """The strongest of some peaks, of each list and unit."""
+
+    # [lists, units].
+    row: Array
+    peak: Best
+
+
+def _insert_batch(best: Best, peaks: _Peaks) -> Best:
+    """Puts the peaks of a batch in their places of their lists.
+
+    Each round inserts the strongest of the remaining peaks, until none of these is
+    strong enough. After the first batches of a scan there are few rounds.
     """
     if not len(best.score):
         return best
-    number = jnp.arange(len(scores))[:, None]
 
-    def rest(scores: Array) -> tuple[Array, Best]:
-        score = _by_label(jnp.max, scores, label, best)
-        equal = scores == score[label]
-        which = _by_label(
-            jnp.min, jnp.where(equal, number, len(scores) - 1), label, best
-        )
-        position = jnp.take_along_axis(positions, which, 0)
-        return which, Best(score, images[which], position)
+    def unfinished(carry: tuple[Best, _Peaks, _Strongest]) -> Array:
+        best, _, strongest = carry
+        last = Best(*(part[:, -1] for part in best))
+        return _precedes(strongest.peak, last).any()
 
-    def unfinished(carry: tuple) -> Array:
-        best, _, (_, candidate) = carry
-        return _precedes(candidate, Best(*(part[:, -1] for part in best))).any()
+    def insert_strongest(
+        carry: tuple[Best, _Peaks, _Strongest],
+    ) -> tuple[Best, _Peaks, _Strongest]:
+        best, peaks, strongest = carry
+        inserted = _rows(peaks) == strongest.row[peaks.list]
+        rest = peaks._replace(score=jnp.where(inserted, -jnp.inf, peaks.score))
+        return insert(best, strongest.peak), rest, _strongest(rest, len(best.score))
 
-    def insert_one(carry: tuple) -> tuple:
-        best, scores, (which, candidate) = carry
-        scores = jnp.where(number == which[label], -jnp.inf, scores)
-        return insert(best, candidate), scores, rest(scores)
-
-    return lax.while_loop(unfinished, insert_one, (best, scores, rest(scores)))[0]
+    first = _strongest(peaks, len(best.score))
+    return lax.while_loop(unfinished, insert_strongest, (best, peaks, first))[0]
 
 
-def _by_label(reduce: Callable, x: Array, label: Array, best: Best) -> Array:
-    if len(best.score) == 1:
-        return reduce(x, 0, keepdims=True)
-    segments = {jnp.max: jax.ops.segment_max, jnp.min: jax.ops.segment_min}[reduce]
-    return segments(x, label, len(best.score))
+def _strongest(peaks: _Peaks, lists: int) -> _Strongest:
+    """Finds each list's highest peak of each unit, the first one of equals."""
+    score = _highest(peaks.score, peaks.list, lists)
+    equal = peaks.score == score[peaks.list]
+    # The first row is the highest when they are counted from the end.
+    last = len(peaks.score) - 1
+    from_end = jnp.where(equal, last - _rows(peaks), 0)
+    row = last - jnp.maximum(_highest(from_end, peaks.list, lists), 0)
+    position = jnp.take_along_axis(peaks.position, row, 0)
+    return _Strongest(row, Best(score, peaks.image[row], position))
+
+
+def _rows(peaks: _Peaks) -> Array:
+    return jnp.arange(len(peaks.score))[:, None]
+
+
+def _highest(x: Array, list: Array, lists: int) -> Array:
+    """Reduces `[peaks, units]` to the maxima of each list, `[lists, units]`."""
+    if lists == 1:  # a segmented maximum is slow
+        return x.max(0, keepdims=True)
+    return jax.ops.segment_max(x, list, lists)
 
 
 def step(
@@ -242,49 +271,61 @@ def update(
 ) -> State:
     """Takes peaks `[batch, patches, units]` of images in order into account."""
     batch, patches, units = scores.shape
-    seen, anyone = (index >= 0)[:, None], jnp.zeros(batch * patches, jnp.int32)
-    broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], SENTINEL)
-    highest, where = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
-    labelled = (seen[:, 0] & (label >= 0))[:, None]
+    seen = (index >= 0)[:, None]
+    labelled = seen & (label >= 0)[:, None]
     label = jnp.where(labelled[:, 0], label, 0)
-    of_class = labelled.T & (label[None] == jnp.arange(len(state.class_sum))[:, None])
+    highest, place = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
+    every = _Peaks(
+        score=jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
+        position=positions.reshape(-1, units),
+        image=jnp.repeat(index, patches),
+        list=jnp.zeros(batch * patches, jnp.int32),
+    )
+    lowest = _Peaks(jnp.where(seen, -highest, -jnp.inf), place, index, 0 * label)
+    of_class = _Peaks(jnp.where(labelled, highest, -jnp.inf), place, index, label)
+    return State(
+        top=_insert_batch(state.top, every),
+        least=_insert_batch(state.least, lowest),
+        by_class=_insert_batch(state.by_class, of_class),
+        **_statistics(state, highest, seen),
+        **_class_sums(state, highest, label, labelled),
+        broken=jnp.minimum(
+            state.broken,
+            jnp.where(
+                seen & ~jnp.isfinite(scores[:, 0]), index[:, None], SENTINEL
+            ).min(),
+        ),
+    )
+
+
+def _statistics(state: State, highest: Array, seen: Array) -> dict[str, Array]:
+    """Counts a batch's activations `[batch, units]` into the statistics of units."""
     count = seen.sum()
     mean = highest.sum(0) / jnp.maximum(count, 1)
     deviation = (jnp.where(seen, highest - mean[None], 0) ** 2).sum(0)
-    bins = _bins(highest), jnp.broadcast_to(jnp.arange(units)[None], highest.shape)
-    return State(
-        images=state.images + count,
-        top=_insert_batch(
-            state.top,
-            jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
-            jnp.repeat(index, patches),
-            positions.reshape(-1, units),
-            anyone,
-        ),
-        least=_insert_batch(
-            state.least,
-            jnp.where(seen, -highest, -jnp.inf),
-            index,
-            where,
-            anyone[:batch],
-        ),
-        by_class=_insert_batch(
-            state.by_class,
-            jnp.where(labelled, highest, -jnp.inf),
-            index,
-            where,
-            label,
-        ),
+    units = jnp.broadcast_to(jnp.arange(highest.shape[1])[None], highest.shape)
+    bins = _bins(highest), units
+    return {
+        "images": state.images + count,
+        "inactive": state.inactive + (seen & (highest <= 0)).sum(0),
+        "histogram": state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
         **_pooled(
             state._asdict(), {"images": count, "mean": mean, "deviation": deviation}
         ),
-        inactive=state.inactive + (seen & (highest <= 0)).sum(0),
-        histogram=state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
-        class_images=state.class_images + of_class.sum(1),
-        class_sum=state.class_sum
-        + jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest"),
-        broken=jnp.minimum(state.broken, broken.min()),
-    )
+    }
+
+
+def _class_sums(
+    state: State, highest: Array, label: Array, labelled: Array
+) -> dict[str, Array]:
+    """Counts a batch's activations `[batch, units]` into the sums of classes."""
+    classes = jnp.arange(len(state.class_sum))[:, None]
+    of_class = labelled.T & (label[None] == classes)
+    sums = jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest")
+    return {
+        "class_images": state.class_images + of_class.sum(1),
+        "class_sum": state.class_sum + sums,
+    }
 
 
 def _bins(x: Array) -> Array:

@@ -79,7 +79,7 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     field = max(max(fields.size(unit)) for unit in range(64))
     side = attributions.window(ruled, params, field, fields.stride, SIZE)
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
-    sides, carried = [], attributions._carried
+    sides, carried = [], attributions._compiled
 
     def counted(*which):
         def carry(params, images, *rest):
@@ -88,7 +88,7 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
 
         return carry
 
-    monkeypatch.setattr(attributions, "_carried", counted)
+    monkeypatch.setattr(attributions, "_compiled", counted)
     seen = set()
     for found in attributions.project(ruled, params, name, layer, fields, pictures, 1):
         for unit, rank, cell in zip(*found, strict=True):
