@@ -21,7 +21,7 @@ there are the maxima:
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,25 +32,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nstvis.models import Forward, Params
-
-# Sentinel index and position; sorts after every image.
-SENTINEL = np.iinfo(np.int32).max
+from nstvis.units import ranking
+from nstvis.units.ranking import SENTINEL, Best, Numbers, Peaks, insert_batch
 
 # Histograms have four bins to an octave: the first two bits of a float's mantissa.
 _SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
-
-
-# JAX's on the devices, NumPy's once gathered.
-Numbers = Any
-
-
-class Best(NamedTuple):
-    """Candidates in order, the best first: `[..., n, units]`."""
-
-    score: Numbers
-    image: Numbers
-    # Row * width + column in the layer's map.
-    position: Numbers
 
 
 class State(NamedTuple):
@@ -77,7 +63,7 @@ class State(NamedTuple):
 
 
 def edges() -> list[float]:
-    """Borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
+    """Returns the borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
     octaves = _LOWEST * 2.0 ** np.arange(_OCTAVES)
     quarters = (octaves[:, None] * (1 + np.arange(4) / 4)).ravel()
     above = [*quarters, octaves[-1] * 2]
@@ -85,7 +71,7 @@ def edges() -> list[float]:
 
 
 def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> State:
-    """The state before the first image.
+    """Returns the state before the first image.
 
     Args:
         units: Of all layers together.
@@ -115,7 +101,7 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
 
 
 def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
-    """The highest activations of each map and where they are, the first one of equals.
+    """Finds the highest activations of each map, the first of equal ones, and their places.
 
     Args:
         x: A layer's activations, `[batch, height, width, units]` or `[batch, units]`.
@@ -150,95 +136,6 @@ def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
     return jnp.stack(scores, 1), jnp.stack(positions, 1)
 
 
-def insert(best: Best, candidate: Best) -> Best:
-    """Puts one candidate of each unit, `[..., units]`, in its place; the last falls out."""
-    candidate = Best(*(part[..., None, :] for part in candidate))
-    behind = _precedes(candidate, best)
-    first = jnp.zeros_like(behind[..., :1, :])
-    above = jnp.concatenate([first, behind[..., :-1, :]], -2)
-    return Best(
-        *(
-            jnp.where(above, jnp.roll(old, 1, -2), jnp.where(behind, new, old))
-            for old, new in zip(best, candidate, strict=True)
-        )
-    )
-
-
-def _precedes(a: Best, b: Best) -> Array:
-    earlier = (a.image < b.image) | ((a.image == b.image) & (a.position < b.position))
-    tied = (a.score == b.score) & (a.score > -jnp.inf)
-    return (a.score > b.score) | (tied & earlier)
-
-
-class _Peaks(NamedTuple):
-    """Candidates of a batch, in the order of their images."""
-
-    # [peaks, units]; -inf for none.
-    score: Array
-    position: Array
-    # [peaks].
-    image: Array
-    # [peaks], which list of `Best`, `[lists, n, units]`, each is a candidate for.
-    list: Array
-
-
-class _Strongest(NamedTuple):
-    """The strongest of some peaks, of each list and unit."""
-
-    # [lists, units].
-    row: Array
-    peak: Best
-
-
-def _insert_batch(best: Best, peaks: _Peaks) -> Best:
-    """Puts the peaks of a batch in their places of their lists.
-
-    Each round inserts the strongest of the remaining peaks, until none of these is
-    strong enough. After the first batches of a scan there are few rounds.
-    """
-    if not len(best.score):
-        return best
-
-    def unfinished(carry: tuple[Best, _Peaks, _Strongest]) -> Array:
-        best, _, strongest = carry
-        last = Best(*(part[:, -1] for part in best))
-        return _precedes(strongest.peak, last).any()
-
-    def insert_strongest(
-        carry: tuple[Best, _Peaks, _Strongest],
-    ) -> tuple[Best, _Peaks, _Strongest]:
-        best, peaks, strongest = carry
-        inserted = _rows(peaks) == strongest.row[peaks.list]
-        rest = peaks._replace(score=jnp.where(inserted, -jnp.inf, peaks.score))
-        return insert(best, strongest.peak), rest, _strongest(rest, len(best.score))
-
-    first = _strongest(peaks, len(best.score))
-    return lax.while_loop(unfinished, insert_strongest, (best, peaks, first))[0]
-
-
-def _strongest(peaks: _Peaks, lists: int) -> _Strongest:
-    """Finds each list's highest peak of each unit, the first one of equals."""
-    score = _highest(peaks.score, peaks.list, lists)
-    equal = peaks.score == score[peaks.list]
-    # The first row is the highest when they are counted from the end.
-    last = len(peaks.score) - 1
-    from_end = jnp.where(equal, last - _rows(peaks), 0)
-    row = last - jnp.maximum(_highest(from_end, peaks.list, lists), 0)
-    position = jnp.take_along_axis(peaks.position, row, 0)
-    return _Strongest(row, Best(score, peaks.image[row], position))
-
-
-def _rows(peaks: _Peaks) -> Array:
-    return jnp.arange(len(peaks.score))[:, None]
-
-
-def _highest(x: Array, list: Array, lists: int) -> Array:
-    """Reduces `[peaks, units]` to the maxima of each list, `[lists, units]`."""
-    if lists == 1:  # a segmented maximum is slow
-        return x.max(0, keepdims=True)
-    return jax.ops.segment_max(x, list, lists)
-
-
 def step(
     forward: Forward,
     layers: Mapping[str, Sequence[int]],
@@ -252,7 +149,7 @@ def step(
     Args:
         forward: The network.
         layers: Name to the reach of a peak, for `peaks`.
-        patches: Peaks of an image that may win.
+        patches: Peaks of an image that may be among the top.
         state: What is known.
         params: The network's parameters.
         batch: `image` [batch, height, width, 3], `label` [batch] (-1 if there is none),
@@ -275,18 +172,18 @@ def update(
     labelled = seen & (label >= 0)[:, None]
     label = jnp.where(labelled[:, 0], label, 0)
     highest, place = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
-    every = _Peaks(
+    every = Peaks(
         score=jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
         position=positions.reshape(-1, units),
         image=jnp.repeat(index, patches),
-        list=jnp.zeros(batch * patches, jnp.int32),
+        list_index=jnp.zeros(batch * patches, jnp.int32),
     )
-    lowest = _Peaks(jnp.where(seen, -highest, -jnp.inf), place, index, 0 * label)
-    of_class = _Peaks(jnp.where(labelled, highest, -jnp.inf), place, index, label)
+    lowest = Peaks(jnp.where(seen, -highest, -jnp.inf), place, index, 0 * label)
+    of_class = Peaks(jnp.where(labelled, highest, -jnp.inf), place, index, label)
     return State(
-        top=_insert_batch(state.top, every),
-        least=_insert_batch(state.least, lowest),
-        by_class=_insert_batch(state.by_class, of_class),
+        top=insert_batch(state.top, every),
+        least=insert_batch(state.least, lowest),
+        by_class=insert_batch(state.by_class, of_class),
         **_statistics(state, highest, seen),
         **_class_sums(state, highest, label, labelled),
         broken=jnp.minimum(
@@ -356,7 +253,7 @@ def merge(a: State, b: State) -> State:
     return State(
         **{name: getattr(a, name) + getattr(b, name) for name in sums},
         **{
-            name: _merged(getattr(a, name), getattr(b, name))
+            name: ranking.merge(getattr(a, name), getattr(b, name))
             for name in ("top", "least", "by_class")
         },
         **_pooled(a._asdict(), b._asdict()),
@@ -378,20 +275,13 @@ def shifted(state: State, offset: int) -> State:
     )
 
 
-def _merged(a: Best, b: Best) -> Best:
-    both = Best(*(np.concatenate(pair, -2) for pair in zip(a, b, strict=True)))
-    order = np.lexsort((both.position, both.image, -both.score), axis=-2)
-    order = order[..., : a.score.shape[-2], :]
-    return Best(*(np.take_along_axis(part, order, -2) for part in both))
-
-
 class Scan:
     """The step, compiled for all devices of all hosts, each of which has its state.
 
     Args:
         forward: The network.
         layers: Name to the reach of a peak, for `peaks`.
-        patches: Peaks of an image that may win.
+        patches: Peaks of an image that may be among the top.
         mesh: All devices, on the axis `data`.
     """
 
@@ -403,20 +293,20 @@ class Scan:
         mesh: jax.sharding.Mesh,
     ):
         self.mesh = mesh
-        mine, all = PartitionSpec("data"), PartitionSpec()
+        per_device, everywhere = PartitionSpec("data"), PartitionSpec()
 
         def one_device(
             state: State, params: Params, batch: Mapping[str, Array]
         ) -> State:
-            own = jax.tree.map(lambda x: x[0], state)
-            own = step(forward, layers, patches, own, params, batch)
-            return jax.tree.map(lambda x: x[None], own)
+            state = jax.tree.map(lambda x: x[0], state)
+            state = step(forward, layers, patches, state, params, batch)
+            return jax.tree.map(lambda x: x[None], state)
 
         mapped = jax.shard_map(
             one_device,
             mesh=mesh,
-            in_specs=(mine, all, mine),
-            out_specs=mine,
+            in_specs=(per_device, everywhere, per_device),
+            out_specs=per_device,
             check_vma=False,
         )
         self.step = jax.jit(mapped, donate_argnums=0)
@@ -424,18 +314,18 @@ class Scan:
     def start(self, units: int, **sizes: int) -> State:
         """The state of all devices before the first image; see the function `start`."""
 
-        def everywhere() -> State:
+        def of_all_devices() -> State:
             one = start(units, **sizes)
             return jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (self.mesh.size, *x.shape)), one
             )
 
         sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.jit(everywhere, out_shardings=sharding)()
+        return jax.jit(of_all_devices, out_shardings=sharding)()
 
 
 def gathered(state: State) -> State:
-    """What all devices of all hosts know together, in NumPy, on every host."""
+    """Merges the states of all devices of all hosts; in NumPy, on every host."""
     if jax.process_count() > 1:
         state = multihost_utils.process_allgather(state, tiled=True)
     state = jax.device_get(state)
