@@ -104,10 +104,10 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: name another --workdir") from error
         for name, value in json.loads(text).items():
-            if earlier[name] != value:
+            if earlier.get(name) != value:
                 raise ValueError(
                     f"{path.parent} holds a scan that began with other files: {name} was"
-                    f" {_short(earlier[name])}, is {_short(value)}. Name another --workdir"
+                    f" {_short(earlier.get(name))}, is {_short(value)}. Name another --workdir"
                 )
     else:
         write_text(path, text)
@@ -125,7 +125,6 @@ def save(path: pathlib.Path, state: maxima.State, about: About) -> None:
     with replacing(path) as file:
         np.savez_compressed(
             file,
-            allow_pickle=False,
             about=np.array(json.dumps(dataclasses.asdict(about))),
             **arrays,
         )
