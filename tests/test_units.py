@@ -1,5 +1,6 @@
 """A survey of units: exact, however it is interrupted, divided or told."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -41,6 +42,35 @@ class Network(nnx.Module):
 def build(*, pooling, last, rngs, classes=10):
     return Network(rngs)
 """
+NOISE = """
+import io
+
+import numpy as np
+from PIL import Image
+
+from nstvis.data import Example
+
+
+class Noise:
+    classes = tuple("abcde")
+
+    def __init__(self, first, end):
+        self.numbers = range(first, end)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        number, file = self.numbers[index], io.BytesIO()
+        shape = 18, 16 + number % 3, 3
+        pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        return Example(f"noise/{number}", number % 5, file.getvalue())
+
+
+def load(argument, split, data_dir):
+    return Noise(*map(int, split.split("-")))
+"""
 # As in this process, whose surveys are compared to those of others.
 FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
@@ -53,12 +83,21 @@ def fork(tmp_path_factory):
     return path
 
 
-def settings(fork, **others):
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """The path of a data set of one's own."""
+    path = tmp_path_factory.mktemp("data") / "noise.py"
+    path.write_text(NOISE)
+    return str(path)
+
+
+def settings(fork, dataset, **others):
     return survey.Settings(
         **{
             "model": str(fork),
             "weights": "random",
-            "split": f"train[:{IMAGES}]",
+            "dataset": dataset,
+            "split": f"0-{IMAGES}",
             "size": SIZE,
             "batch": BATCH,
             "checkpoint_every": 0.0,
@@ -68,33 +107,29 @@ def settings(fork, **others):
     )
 
 
-def command(fork, workdir):
+@pytest.fixture(scope="module")
+def known(fork, dataset):
+    """The settings of a survey that others are compared to."""
+    return settings(fork, dataset)
+
+
+def command(known, workdir):
     """The same for the launcher."""
-    own = vars(settings(fork))
-    names = [
-        "model",
-        "weights",
-        "split",
-        "size",
-        "batch",
-        "checkpoint_every",
-        "attribution",
-    ]
-    flags = [f"--config.{name}={own[name]}" for name in names]
+    flags = [f"--config.{name}={value}" for name, value in vars(known).items()]
     return ["--experiment=units", *flags, f"--workdir={workdir}"]
 
 
 @pytest.fixture(scope="module")
-def whole(fork, tmp_path_factory):
+def whole(known, tmp_path_factory):
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("units") / "whole"
-    finish(start(*command(fork, workdir), environment=FOUR_DEVICES))
+    finish(start(*command(known, workdir), environment=FOUR_DEVICES))
     return workdir
 
 
 @pytest.fixture(scope="module")
-def activations(fork):
-    source = data.load("primitives", f"train[:{IMAGES}]")
+def activations(fork, dataset):
+    source = data.load(dataset, f"0-{IMAGES}")
     images = [np.asarray(crops.centered(source[i], SIZE)) for i in range(IMAGES)]
     forward, params = models.load(str(fork), "random")
     forward = jax.jit(forward)
@@ -123,12 +158,12 @@ def test_top_activating_patches_are_brute_force_s(whole, activations):
         np.testing.assert_array_equal(best[2], places)
 
 
-def test_the_table_says_what_was_found(whole, activations):
+def test_the_table_says_what_was_found(whole, activations, dataset):
     found = table.load(whole / "units.npz")
     assert list(found.layers) == list(activations)
     assert found.images == IMAGES
-    assert len(found.classes) == 31
-    source = data.load("primitives", f"train[:{IMAGES}]")
+    assert len(found.classes) == 5
+    source = data.load(dataset, f"0-{IMAGES}")
     for name, layer in found.layers.items():
         highest = activations[name].reshape(IMAGES, -1, len(layer.mean)).max(1)
         np.testing.assert_allclose(layer.mean, highest.mean(0), rtol=1e-4, atol=1e-4)
@@ -174,9 +209,9 @@ def test_the_workdir_tells_what_it_holds(whole):
     assert (whole / "sheets/stem_1.png").exists()
 
 
-def test_whatever_interrupts_it_it_ends_the_same(fork, whole, tmp_path):
+def test_whatever_interrupts_it_it_ends_the_same(known, whole, tmp_path):
     workdir = tmp_path / "run"
-    run = command(fork, workdir)
+    run = command(known, workdir)
 
     def interrupted(how, step, status):
         process = start(*run, environment=FOUR_DEVICES)
@@ -205,7 +240,7 @@ def test_whatever_interrupts_it_it_ends_the_same(fork, whole, tmp_path):
     assert f"finished already: {workdir / 'index.html'}" in out
 
 
-def test_a_signal_while_it_draws_interrupts_it(fork, whole, tmp_path, monkeypatch):
+def test_a_signal_while_it_draws_interrupts_it(known, whole, tmp_path, monkeypatch):
     original = patches.fitted
 
     def fitted(*patch):
@@ -215,9 +250,9 @@ def test_a_signal_while_it_draws_interrupts_it(fork, whole, tmp_path, monkeypatc
 
     monkeypatch.setattr(patches, "fitted", fitted)
     with pytest.raises(Interrupted, match="SIGTERM"):
-        survey.survey(settings(fork), tmp_path)
+        survey.survey(known, tmp_path)
     assert not (tmp_path / "index.html").exists()
-    names = survey.survey(settings(fork), tmp_path)
+    names = survey.survey(known, tmp_path)
     assert names == ["index.html", "sheets", "units.npz", "scan.npz"]
     assert all((tmp_path / name).exists() for name in names)
     assert_same_end(tmp_path, whole)
@@ -236,22 +271,22 @@ def assert_same_patches(a, b):
     np.testing.assert_allclose(mine.mean, other.mean, rtol=1e-5, atol=1e-6)
 
 
-def test_halves_merge_to_the_whole(fork, whole, tmp_path):
-    halves = f"train[:{IMAGES // 2}]", f"train[{IMAGES // 2}:{IMAGES}]"
+def test_halves_merge_to_the_whole(known, whole, tmp_path):
+    halves = f"0-{IMAGES // 2}", f"{IMAGES // 2}-{IMAGES}"
     folders = [tmp_path / "a", tmp_path / "b", tmp_path / "merged"]
     for folder in folders:
         folder.mkdir()
     for folder, split in zip(folders, halves, strict=False):
-        survey.survey(settings(fork, split=split), folder)
+        survey.survey(dataclasses.replace(known, split=split), folder)
     parts = ", ".join(map(str, folders[:2]))
-    survey.survey(settings("none", merge=parts), folders[2])
+    survey.survey(settings("none", "none", merge=parts), folders[2])
     assert_same_patches(folders[2], whole)
     mine, other = (table.load(path / "units.npz") for path in (folders[2], whole))
     assert mine.examples == other.examples
 
 
-def test_two_hosts_of_two_devices_find_the_same(fork, whole, tmp_path):
-    hosts = start_hosts(*command(fork, tmp_path / "run"))
+def test_two_hosts_of_two_devices_find_the_same(known, whole, tmp_path):
+    hosts = start_hosts(*command(known, tmp_path / "run"))
     for host in hosts:
         finish(host)
     conv = scan_file.load(whole / "scan.npz")[0]
@@ -268,10 +303,10 @@ def scaled_weights(path, factor, model="alexnet_small"):
     np.savez(path, **{name: factor * x for name, x in arrays.items()})
 
 
-def test_weights_that_have_changed_are_refused(fork, tmp_path):
+def test_weights_that_have_changed_are_refused(fork, dataset, tmp_path):
     file = tmp_path / "weights.npz"
     scaled_weights(file, 1, fork)
-    changed = settings(fork, weights=str(file), split="train[:40]")
+    changed = settings(fork, dataset, weights=str(file), split="0-40")
     survey.survey(changed, tmp_path)
     (tmp_path / "scan.npz").unlink()  # as if it had been interrupted
     scaled_weights(file, 2, fork)
@@ -279,18 +314,18 @@ def test_weights_that_have_changed_are_refused(fork, tmp_path):
         survey.survey(changed, tmp_path)
 
 
-def test_a_network_without_a_rule_is_refused_before_the_scan(tmp_path):
+def test_a_network_without_a_rule_is_refused_before_the_scan(dataset, tmp_path):
     (tmp_path / "fork.py").write_text(FORK.replace("jax.nn.relu", "jax.nn.gelu"))
     (tmp_path / "run").mkdir()
-    wanted = settings(tmp_path / "fork.py", attribution="deconvnet")
+    wanted = settings(tmp_path / "fork.py", dataset, attribution="deconvnet")
     with pytest.raises(ValueError, match="--config.attribution= does without$"):
         survey.survey(wanted, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_attributions_are_beside_the_patches(fork, tmp_path):
-    how = {"attribution": "guided", "split": "train[:40]", "k": 4}
-    survey.survey(settings(fork, layers="deep, dense", **how), tmp_path)
+def test_attributions_are_beside_the_patches(fork, dataset, tmp_path):
+    how = {"attribution": "guided", "split": "0-40", "k": 4}
+    survey.survey(settings(fork, dataset, layers="deep, dense", **how), tmp_path)
     atlas = Atlas(tmp_path)
     assert dict(atlas.layers) == {"deep": 8, "dense": 5}
     for layer, count in atlas.layers.items():
@@ -326,8 +361,8 @@ def test_attributions_are_beside_the_patches(fork, tmp_path):
         ({"merge": "a,a"}, "a is given twice"),
     ],
 )
-def test_mistakes_are_refused_before_any_work(mistake, message, tmp_path):
-    how = {"weights": "bundled", "size": 32, "split": "train[:40]"} | mistake
+def test_mistakes_are_refused_before_any_work(mistake, message, dataset, tmp_path):
+    how = {"weights": "bundled", "size": 32, "dataset": dataset} | mistake
     with pytest.raises((ValueError, OSError)) as refused:
         survey.survey(settings("alexnet_small", **how), tmp_path)
     assert message in str(refused.value)
@@ -357,23 +392,22 @@ def test_the_atlas_has_room_for_the_largest_k():
     assert 170 * patches.DRAWN <= 16383 < 171 * patches.DRAWN  # WebP's limit
 
 
-def test_infinite_activations_are_refused(fork, tmp_path):
+def test_infinite_activations_are_refused(fork, dataset, tmp_path):
     scaled_weights(tmp_path / "weights.npz", 1e30, fork)
-    how = {"weights": str(tmp_path / "weights.npz"), "split": "train[:40]"}
+    how = {"weights": str(tmp_path / "weights.npz"), "split": "0-40"}
     with pytest.raises(FloatingPointError, match="is not a finite number"):
-        survey.survey(settings(fork, **how), tmp_path)
+        survey.survey(settings(fork, dataset, **how), tmp_path)
 
 
-def test_damaged_images_are_skipped_and_listed(fork, tmp_path, caplog):
+def test_damaged_images_are_skipped_and_listed(fork, dataset, tmp_path, caplog):
     folder, workdir = tmp_path / "set", tmp_path / "run"
-    source = data.load("primitives", "train[:12]")
+    source = data.load(dataset, "0-12")
     folder.mkdir()
     workdir.mkdir()
     for i in range(12):
         encoded = source[i].encoded
         (folder / f"{i:02}.png").write_bytes(encoded[: 60 if i in (3, 7) else None])
-    how = {"dataset": f"folder:{folder}", "split": "train"}
-    survey.survey(settings(fork, **how), workdir)
+    survey.survey(settings(fork, f"folder:{folder}", split="train"), workdir)
     listed = (workdir / "damaged.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in listed) == ["03.png", "07.png"]
     assert "2 damaged images were skipped" in caplog.text
