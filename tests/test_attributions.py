@@ -70,6 +70,7 @@ def brute_force(forward, params, name, patch, pictures):
 PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3"])
 @pytest.mark.parametrize("rule", ["gradient", "deconvnet"])
 def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
@@ -113,6 +114,7 @@ def placed(forward, params, images):
     return forward(params, images * weight)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     forward, params = network()
     forward = functools.partial(placed, forward)
@@ -128,6 +130,7 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     np.testing.assert_allclose(cell, wanted, atol=1)
 
 
+@pytest.mark.slow
 def test_a_dense_layer_sees_the_whole_image_and_a_dead_unit_is_grey():
     forward, params = models.load("alexnet_small", "bundled", last="fc6")
     ruled = attribution.ruled(forward, "deconvnet")
