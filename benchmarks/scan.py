@@ -1,4 +1,4 @@
-"""The scan for every unit's strongest images, against its forward pass and PyTorch.
+"""The scan of all units, against the network's forward pass and PyTorch.
 
     python benchmarks/scan.py
 
@@ -9,12 +9,12 @@ logits, and to PyTorch as its users would write it: channels last, a hook on eac
 layer that takes its maximum over space and merges the 9 highest with `torch.topk`.
 
 The step runs on batches of noise which are in memory and always new, after as many as
-the table says; `first` are the first four, in which every image wins somewhere.
+the table says; `first` are the first four, each image of which is in some unit's top.
 
 From files, JPEGs of 500 x 375 are read, decoded, scaled and scanned, with everything on
 the same cores, so that at best an image takes as long as its decoding and its forward
 pass together: the bound. There are 256 different photographs under 5,120 names, so that
-nothing new wins after the first 256. PyTorch's is a `DataLoader` with a worker per core.
+no unit's top changes after the first 256. PyTorch's is a `DataLoader` with a worker per core.
 
 Each side is a process of its own, and they take turns (a step and its forward pass in
 the same process); while one works, the others are stopped. The tables give images per

@@ -1,14 +1,15 @@
-"""RankedPatches are proved, cut out to the pixel, and told apart."""
+"""Top-activating patches are verified, cropped to the pixel, and deduplicated."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import lax
 from PIL import Image
 
 from nstvis import images, models
 from nstvis.data import Example
-from nstvis.units import contact_sheets, maxima, patches
+from nstvis.units import contact_sheets, maxima, patches, verify
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, RankedPatches
 
@@ -43,6 +44,7 @@ class Noise:
 def test_a_crop_shows_each_pixel_that_matters_and_grey_elsewhere(
     top, left, height, width, data
 ):
+    """A field that is larger than the image in a direction is cropped to the image."""
     image = np.random.default_rng(0).integers(0, 256, (8, 7, 3), np.uint8)
     image[image == images.GREY] = 0
     inside = [
@@ -62,13 +64,21 @@ def test_a_crop_shows_each_pixel_that_matters_and_grey_elsewhere(
     ]
     box = top, left, top + height, left + width
     patch = patches.crop(image, box, *matter)
-    assert patch.shape == (height, width, 3)
-    for i in range(height):
-        for j in range(width):
-            row, column = top + i, left + j
+    shown_rows = range(top, top + height) if height <= 8 else inside[0]
+    shown_columns = range(left, left + width) if width <= 7 else inside[1]
+    assert patch.shape == (len(shown_rows), len(shown_columns), 3)
+    for i, row in enumerate(shown_rows):
+        for j, column in enumerate(shown_columns):
             seen = rows[0] <= row <= rows[1] and columns[0] <= column <= columns[1]
             expected = image[row, column] if seen else images.GREY
             np.testing.assert_array_equal(patch[i, j], expected)
+
+
+def test_a_field_that_does_not_meet_the_image_is_grey():
+    image, nothing = np.zeros((8, 7, 3), np.uint8), np.zeros(8, bool)
+    patch = patches.crop(image, (-30, 2, -20, 5), nothing, nothing[:7])
+    assert patch.size == 0
+    assert (patches.fitted(patch, 5) == images.GREY).all()
 
 
 @pytest.fixture(scope="module")
@@ -99,40 +109,42 @@ def best(network, source, ranks=3):
     return maxima.Best(*(np.concatenate(part, 1) for part in (score, image, position)))
 
 
-def proved(network, source, claims, batch=4):
+def verified(network, source, claims, batch=4):
     pictures = patches.Pictures([source], source.images.shape[1])
-    return list(patches.verify(*network, LAYERS, claims, pictures, batch))
+    return verify.verify(*network, LAYERS, claims, pictures, batch)
 
 
-def test_true_winners_are_proved(network):
+def test_true_patches_are_verified(network):
     source = Noise(11)
     claims = best(network, source)
-    total, *steps = proved(network, source, claims)
-    assert steps[-1] == total == len(np.unique(claims.image))
+    assert verified(network, source, claims) == len(np.unique(claims.image))
 
 
-def test_places_where_there_are_too_few_images_need_no_proof(network):
+def test_places_where_there_are_too_few_images_are_not_verified(network):
     source = Noise(3)
     claims = best(network, source)
     for part in claims:
         part[2, ::2] = maxima.SENTINEL
-    proved(network, source, claims)
+    assert verified(network, source, claims) == 3
+    for part in claims:
+        part[:] = maxima.SENTINEL
+    assert verified(network, source, claims) == 0
 
 
-def test_a_winner_that_is_none_is_named(network):
+def test_a_wrong_activation_is_named(network):
     source = Noise(11)
     claims = best(network, source)
     claims.score[2, 192 + 17] *= 1.001
     with pytest.raises(ValueError, match=rf"conv3:17 .*noise/{claims.image[2, 209]}"):
-        proved(network, source, claims)
+        verified(network, source, claims)
 
 
-def test_a_winner_at_another_place_is_named(network):
+def test_a_wrong_position_is_named(network):
     source = Noise(11)
     claims = best(network, source)
     claims.position[0, 5] += 1
     with pytest.raises(ValueError, match=rf"conv2:5 .*noise/{claims.image[0, 5]}"):
-        proved(network, source, claims)
+        verified(network, source, claims)
 
 
 def test_images_that_have_changed_are_noticed(network):
@@ -140,7 +152,7 @@ def test_images_that_have_changed_are_noticed(network):
     claims = best(network, source)
     source.images[claims.image[0, 0]] //= 2
     with pytest.raises(ValueError, match="the data set has changed"):
-        proved(network, source, claims)
+        verified(network, source, claims)
 
 
 def test_pictures_of_several_data_sets_are_in_a_row():
@@ -190,7 +202,7 @@ def test_a_patch_that_is_no_square_is_drawn_on_one():
     assert (tall[:, [0, -1]] == images.GREY).all()
 
 
-def winners(score, image, fields):
+def ranked(score, image, fields):
     position = np.zeros((*image.shape, 2), np.int32)
     units = np.arange(len(image))[:, None]
     boxes = fields.boxes(np.broadcast_to(units, image.shape), position)
@@ -211,17 +223,39 @@ def made_layer(top, units):
     )
 
 
-def test_what_is_cut_out_is_the_field_in_the_image(network):
+def far(params, images):
+    """One unit, whose field is larger than an image of 9 x 20 in one direction."""
+    window, edge = (1, 15, 3, 1), [(0, 0), (7, 7), (1, 1), (0, 0)]
+    x = images.mean(-1, keepdims=True)
+    return {"far": lax.reduce_window(x, 0.0, lax.add, window, (1, 1, 1, 1), edge)}
+
+
+def test_a_field_larger_than_the_image_is_drawn_as_far_as_it_is_within():
+    fields = receptive_fields(far, {}, 9, 20)["far"]
+    assert fields.size(0) == (15, 3) and fields.visible_size(0) == (9, 3)
+    top = ranked(np.ones((1, 1)), np.zeros((1, 1), np.int32), fields)
+    layer = made_layer(top, 1)
+    assert patches.drawn_side(layer, fields) == 9
+    top.position[:] = 4, 0
+    top.box[:] = fields.boxes(np.array([[0]]), top.position)
+    image = np.random.default_rng(0).integers(0, 256, (9, 20, 3), np.uint8)
+    patch = patches.crop(image, top.box[0, 0], *fields.support(0, 4, 0))
+    assert patch.shape == (9, 3, 3)
+    np.testing.assert_array_equal(patch[:, 1:], image[:, :2])
+    assert (patch[:, 0] == images.GREY).all()  # it hangs over the left border
+
+
+def test_a_patch_is_the_field_in_the_image(network):
     source = Noise(5)
     fields = receptive_fields(*network, 40, 40)["conv1"]
     image = np.arange(64 * 3).reshape(64, 3) % 5
     image[7] = [2, 2, -1]
-    top = winners(np.ones((64, 3), np.float32), image.astype(np.int32), fields)
+    top = ranked(np.ones((64, 3), np.float32), image.astype(np.int32), fields)
     top.position[:] = 6, 4
     top.box[:] = fields.boxes(np.zeros((64, 3), int), top.position)
     pictures = patches.Pictures([source], 40)
     found = list(
-        patches.cut(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
+        patches.pick(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
     )
     for unit, (picked, drawn) in enumerate(found):
         assert picked == [0, 1]

@@ -90,7 +90,7 @@ def saved(tmp_path, *scans):
     return paths
 
 
-def test_parts_are_counted_on_from_one_another(tmp_path):
+def test_parts_are_numbered_after_one_another(tmp_path):
     paths = saved(tmp_path, about(), other_part("b"), other_part("c"))
     merged, of = scan_file.merge(paths)
     b, c = (maxima.shifted(state(i), 10 * i) for i in (1, 2))
@@ -126,7 +126,7 @@ def test_the_same_images_do_not_count_twice(tmp_path):
         scan_file.merge(saved(tmp_path, about(), about()))
 
 
-def test_a_scan_does_not_go_on_with_other_files(tmp_path):
+def test_a_scan_is_not_resumed_with_other_files(tmp_path):
     path = tmp_path / "scan.json"
     scan_file.refuse_changed(path, about())
     scan_file.refuse_changed(path, about())
@@ -155,6 +155,7 @@ def test_the_network_s_hash_tells_parameters_preprocessing_and_size():
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.slow
 def test_the_network_s_hash_is_the_same_in_another_process():
     program = (
         "from nstvis import models; from nstvis.units import scan_file;"

@@ -1,6 +1,8 @@
-"""Every unit's patches, through the launcher: exact, and whatever interrupts it."""
+"""A survey of units: exact, however it is interrupted, divided or told."""
 
+import dataclasses
 import json
+import os
 import signal
 import time
 
@@ -12,51 +14,142 @@ from PIL import Image
 from test_runs import finish, start, start_hosts
 
 from nstvis import crops, data, models
-from nstvis.units import scan_file, table
+from nstvis.runs.progress import Interrupted
+from nstvis.units import patches, scan_file, survey, table
 from nstvis.units.atlas import Atlas
 
-SIZE, IMAGES, BATCH = 32, 200, 16
-LAYERS = ("conv1", "conv2", "fc8")
-COMMAND = [
-    "--experiment=units",
-    f"--config.layers={','.join(LAYERS)}",
-    f"--config.size={SIZE}",
-    f"--config.batch={BATCH}",
-    "--config.checkpoint_every=0",
-    "--config.attribution=",
-]
-WHOLE = [*COMMAND, f"--config.split=train[:{IMAGES}]"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+
+SIZE, IMAGES, BATCH = 16, 200, 16
+FORK = """
+import jax
+from flax import nnx
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), padding="VALID", rngs=rngs)
+        self.deep = nnx.Conv(4, 8, (3, 3), 2, padding="VALID", rngs=rngs)
+        self.dense = nnx.Linear(4, 5, rngs=rngs)
+
+    def __call__(self, images):
+        stem = jax.nn.relu(self.conv(images / 255))
+        deep = jax.nn.relu(self.deep(stem))
+        mean = stem.mean((1, 2))
+        return {"stem/1": stem, "deep": deep, "mean": mean, "dense": self.dense(mean)}
+
+
+def build(*, pooling, last, rngs, classes=10):
+    return Network(rngs)
+"""
+NOISE = """
+import io
+
+import numpy as np
+from PIL import Image
+
+from nstvis.data import Example
+
+
+class Noise:
+    classes = tuple("abcde")
+
+    def __init__(self, first, end):
+        self.numbers = range(first, end)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        number, file = self.numbers[index], io.BytesIO()
+        shape = 18, 16 + number % 3, 3
+        pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        return Example(f"noise/{number}", number % 5, file.getvalue())
+
+
+def load(argument, split, data_dir):
+    return Noise(*map(int, split.split("-")))
+"""
+# As in this process, whose surveys are compared to those of others.
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def fork(tmp_path_factory):
+    """The path of a network of one's own."""
+    path = tmp_path_factory.mktemp("fork") / "fork.py"
+    path.write_text(FORK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """The path of a data set of one's own."""
+    path = tmp_path_factory.mktemp("data") / "noise.py"
+    path.write_text(NOISE)
+    return str(path)
+
+
+def settings(fork, dataset, **others):
+    return survey.Settings(
+        **{
+            "model": str(fork),
+            "weights": "random",
+            "dataset": dataset,
+            "split": f"0-{IMAGES}",
+            "size": SIZE,
+            "batch": BATCH,
+            "checkpoint_every": 0.0,
+            "attribution": "",
+        }
+        | others
+    )
+
+
+@pytest.fixture(scope="module")
+def known(fork, dataset):
+    """The settings of a survey that others are compared to."""
+    return settings(fork, dataset)
+
+
+def command(known, workdir):
+    """The same for the launcher."""
+    flags = [f"--config.{name}={value}" for name, value in vars(known).items()]
+    return ["--experiment=units", *flags, f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def whole(known, tmp_path_factory):
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("units") / "whole"
-    finish(start(*WHOLE, f"--workdir={workdir}"))
+    finish(start(*command(known, workdir), environment=FOUR_DEVICES))
     return workdir
 
 
 @pytest.fixture(scope="module")
-def activations():
-    source = data.load("primitives", f"train[:{IMAGES}]")
+def activations(fork, dataset):
+    source = data.load(dataset, f"0-{IMAGES}")
     images = [np.asarray(crops.centered(source[i], SIZE)) for i in range(IMAGES)]
-    forward, params = models.load("alexnet_small")
+    forward, params = models.load(str(fork), "random")
+    forward = jax.jit(forward)
     batched = np.stack(images).astype(np.float32).reshape(-1, BATCH // 2, SIZE, SIZE, 3)
-    found = [jax.jit(forward)(params, batch) for batch in batched]
-    return {name: np.concatenate([x[name] for x in found]) for name in LAYERS}
+    found = [forward(params, batch) for batch in batched]
+    names = "stem/1", "deep", "mean", "dense"
+    return {name: np.concatenate([x[name] for x in found]) for name in names}
 
 
-def test_the_winners_are_brute_force_s(whole, activations):
+def test_top_activating_patches_are_brute_force_s(whole, activations):
     scan, _ = scan_file.load(whole / "scan.npz")
     first = 0
-    for name, x in activations.items():
+    for x in activations.values():
         flat = x.reshape(IMAGES, -1, x.shape[-1])
         highest, units = flat.max(1), slice(first, first + x.shape[-1])
         first += x.shape[-1]
         best = [part[0, :, units] for part in scan.top]
         order = np.argsort(-highest, 0, kind="stable")[: len(best[0])]
         expected = np.take_along_axis(highest, order, 0)
-        if name == "fc8":  # dense layers are rounded differently for other batches
+        if x.ndim == 2:  # dense layers are rounded differently for other batches
             np.testing.assert_allclose(best[0], expected, rtol=1e-4, atol=1e-4)
             continue
         np.testing.assert_array_equal(best[0], expected)
@@ -65,12 +158,12 @@ def test_the_winners_are_brute_force_s(whole, activations):
         np.testing.assert_array_equal(best[2], places)
 
 
-def test_the_table_says_what_was_found(whole, activations):
+def test_the_table_says_what_was_found(whole, activations, dataset):
     found = table.load(whole / "units.npz")
-    assert list(found.layers) == list(LAYERS)
+    assert list(found.layers) == list(activations)
     assert found.images == IMAGES
-    assert len(found.classes) == 31
-    source = data.load("primitives", f"train[:{IMAGES}]")
+    assert len(found.classes) == 5
+    source = data.load(dataset, f"0-{IMAGES}")
     for name, layer in found.layers.items():
         highest = activations[name].reshape(IMAGES, -1, len(layer.mean)).max(1)
         np.testing.assert_allclose(layer.mean, highest.mean(0), rtol=1e-4, atol=1e-4)
@@ -79,7 +172,7 @@ def test_the_table_says_what_was_found(whole, activations):
         assert (layer.histogram.sum(1) == IMAGES).all()
         assert (np.diff(layer.top.score) <= 0).all()
         assert (np.diff(layer.least.score) >= 0).all()
-    index = int(found.layers["conv2"].top.image[5, 0])
+    index = int(found.layers["deep"].top.image[5, 0])
     assert found.examples[index] == (source[index].id, source[index].label)
 
 
@@ -104,49 +197,70 @@ def kill_at(process, how, workdir, step):
         time.sleep(0.01)
 
 
-def test_killed_again_and_again_it_finds_the_same(whole, tmp_path):
-    workdir = tmp_path / "run"
-    for step in (1, 4, 9):
-        process = start(*WHOLE, f"--workdir={workdir}")
-        kill_at(process, signal.SIGKILL, workdir, step)
-        finish(process, -signal.SIGKILL)
-        assert not (workdir / "scan.npz").exists()
-    finish(start(*WHOLE, f"--workdir={workdir}"))
-    assert_same_end(workdir, whole)
+def test_the_workdir_tells_what_it_holds(whole):
+    assert json.loads((whole / "run.json").read_text())["experiment"] == "units"
+    found = table.load(whole / "units.npz")
+    assert {name: tuple(found.fields[name]) for name in found.layers} == {
+        "stem/1": (3, 3, 1),
+        "deep": (5, 5, 2),
+        "mean": (SIZE, SIZE, 0),
+        "dense": (SIZE, SIZE, 0),
+    }
+    assert (whole / "sheets/stem_1.png").exists()
 
 
-def test_killed_while_it_draws_it_does_not_scan_again(whole, tmp_path):
+def test_whatever_interrupts_it_it_ends_the_same(known, whole, tmp_path):
     workdir = tmp_path / "run"
-    process = start(*WHOLE, f"--workdir={workdir}")
+    run = command(known, workdir)
+
+    def interrupted(how, step, status):
+        process = start(*run, environment=FOUR_DEVICES)
+        kill_at(process, how, workdir, step)
+        return finish(process, status)
+
+    interrupted(signal.SIGKILL, 1, -signal.SIGKILL)
+    out = finish(start(*run), 1)  # on one device
+    assert "begun on another number of devices" in out.splitlines()[-1]
+    interrupted(signal.SIGKILL, 3, -signal.SIGKILL)
+    out = interrupted(signal.SIGTERM, 6, 128 + signal.SIGTERM)
+    assert f"rerun with --workdir={workdir} to resume" in out
+    assert not (workdir / "scan.npz").exists()
+    # While it draws: then it does not scan again.
+    process = start(*run, environment=FOUR_DEVICES)
     while not (workdir / "scan.npz").exists():
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.kill()
     finish(process, -signal.SIGKILL)
     scanned = (workdir / "scan.npz").stat().st_mtime_ns
-    finish(start(*WHOLE, f"--workdir={workdir}"))
+    finish(start(*run, environment=FOUR_DEVICES))
     assert (workdir / "scan.npz").stat().st_mtime_ns == scanned
     assert_same_end(workdir, whole)
+    out = finish(start(*run, environment=FOUR_DEVICES))
+    assert f"finished already: {workdir / 'index.html'}" in out
 
 
-def test_interrupted_it_says_how_to_go_on(whole, tmp_path):
-    workdir = tmp_path / "run"
-    process = start(*WHOLE, f"--workdir={workdir}")
-    kill_at(process, signal.SIGTERM, workdir, 2)
-    out = finish(process, 128 + signal.SIGTERM)
-    assert f"the same command with --workdir={workdir} goes on from there" in out
-    finish(start(*WHOLE, f"--workdir={workdir}"))
-    assert_same_end(workdir, whole)
+def test_a_signal_while_it_draws_interrupts_it(known, whole, tmp_path, monkeypatch):
+    original = patches.fitted
+
+    def fitted(*patch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(patches, "fitted", original)
+        return original(*patch)
+
+    monkeypatch.setattr(patches, "fitted", fitted)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        survey.survey(known, tmp_path)
+    assert not (tmp_path / "index.html").exists()
+    names = survey.survey(known, tmp_path)
+    assert names == ["index.html", "sheets", "units.npz", "scan.npz"]
+    assert all((tmp_path / name).exists() for name in names)
+    assert_same_end(tmp_path, whole)
 
 
-def test_finished_it_says_so(whole):
-    out = finish(start(*WHOLE, f"--workdir={whole}"))
-    assert f"finished already: {whole / 'index.html'}" in out
-
-
-def assert_same_winners(a, b):
+def assert_same_patches(a, b):
     (mine, _), (other, _) = (scan_file.load(path / "scan.npz") for path in (a, b))
-    for name in ("top", "least", "by_class", "sparsity", "histogram", "class_images"):
+    for name in ("top", "least", "by_class", "inactive", "histogram", "class_images"):
         pairs = zip(
             jax.tree.leaves(getattr(mine, name)),
             jax.tree.leaves(getattr(other, name)),
@@ -157,148 +271,115 @@ def assert_same_winners(a, b):
     np.testing.assert_allclose(mine.mean, other.mean, rtol=1e-5, atol=1e-6)
 
 
-def test_halves_merge_to_the_whole(whole, tmp_path):
-    halves = {"a": f"train[:{IMAGES // 2}]", "b": f"train[{IMAGES // 2}:{IMAGES}]"}
-    for name, split in halves.items():
-        arguments = f"--config.split={split}", f"--workdir={tmp_path / name}"
-        finish(start(*COMMAND, *arguments))
-    merged = tmp_path / "merged"
-    parts = f"{tmp_path / 'a'},{tmp_path / 'b'}"
-    finish(
-        start("--experiment=units", f"--config.merge={parts}", f"--workdir={merged}")
-    )
-    assert_same_winners(merged, whole)
-    mine, other = (table.load(path / "units.npz") for path in (merged, whole))
+def test_halves_merge_to_the_whole(known, whole, tmp_path):
+    halves = f"0-{IMAGES // 2}", f"{IMAGES // 2}-{IMAGES}"
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "merged"]
+    for folder in folders:
+        folder.mkdir()
+    for folder, split in zip(folders, halves, strict=False):
+        survey.survey(dataclasses.replace(known, split=split), folder)
+    parts = ", ".join(map(str, folders[:2]))
+    survey.survey(settings("none", "none", merge=parts), folders[2])
+    assert_same_patches(folders[2], whole)
+    mine, other = (table.load(path / "units.npz") for path in (folders[2], whole))
     assert mine.examples == other.examples
 
 
-def test_two_hosts_of_two_devices_find_the_same(whole, tmp_path):
-    hosts = start_hosts(*WHOLE, f"--workdir={tmp_path / 'run'}")
+def test_two_hosts_of_two_devices_find_the_same(known, whole, tmp_path):
+    hosts = start_hosts(*command(known, tmp_path / "run"))
     for host in hosts:
         finish(host)
     conv = scan_file.load(whole / "scan.npz")[0]
     mine = scan_file.load(tmp_path / "run" / "scan.npz")[0]
-    units = slice(0, 64 + 384)  # the dense layer is rounded differently
+    units = slice(0, 4 + 8)  # the dense layer is rounded differently
     for x, y in zip(conv.top, mine.top, strict=True):
         np.testing.assert_array_equal(x[..., units], y[..., units])
 
 
-def test_weights_that_have_changed_are_not_gone_on_with(tmp_path):
-    _, params = models.load("alexnet_small", "random")
+def scaled_weights(path, factor, model="alexnet_small"):
+    """Writes random weights, made larger."""
+    _, params = models.load(str(model), "random")
     arrays = {f"{a}.{b}": x for a, ab in params.items() for b, x in ab.items()}
-    file, workdir = tmp_path / "weights.npz", tmp_path / "run"
-    np.savez(file, **arrays)
-    command = [*WHOLE, f"--config.weights={file}", f"--workdir={workdir}"]
-    process = start(*command)
-    kill_at(process, signal.SIGKILL, workdir, 2)
-    finish(process, -signal.SIGKILL)
-    np.savez(file, **{name: 2 * x for name, x in arrays.items()})
-    done = launcher.launch(*command)
-    assert done.returncode == 1
-    assert "began with other files: network was" in done.stderr.splitlines()[-1]
+    np.savez(path, **{name: factor * x for name, x in arrays.items()})
 
 
-FORK = """
-import jax
-from flax import nnx
+def test_weights_that_have_changed_are_refused(fork, dataset, tmp_path):
+    file = tmp_path / "weights.npz"
+    scaled_weights(file, 1, fork)
+    changed = settings(fork, dataset, weights=str(file), split="0-40")
+    survey.survey(changed, tmp_path)
+    (tmp_path / "scan.npz").unlink()  # as if it had been interrupted
+    scaled_weights(file, 2, fork)
+    with pytest.raises(ValueError, match="began with other files: network was"):
+        survey.survey(changed, tmp_path)
 
 
-class Network(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(3, 4, (3, 3), padding="VALID", rngs=rngs)
-
-    def __call__(self, images):
-        stem = jax.nn.relu(self.conv(images / 255))
-        return {"stem/1": stem, "mean": stem.mean((1, 2))}
-
-
-def build(*, pooling, last, rngs, classes=10):
-    return Network(rngs)
-"""
-
-
-def test_a_network_of_one_s_own_works_the_day_it_is_written(tmp_path):
-    (tmp_path / "fork.py").write_text(FORK)
-    done = launcher.launch(
-        "--experiment=units",
-        f"--config.model={tmp_path / 'fork.py'}",
-        "--config.weights=random",
-        "--config.split=train[:40]",
-        "--config.size=16",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    assert done.returncode == 0, done.stderr
-    found = table.load(tmp_path / "run/units.npz")
-    assert {name: tuple(found.fields[name]) for name in found.layers} == {
-        "stem/1": (3, 3, 1),
-        "mean": (16, 16, 0),
-    }
-    assert (tmp_path / "run/sheets/stem_1.png").exists()
-
-
-def test_a_network_without_a_rule_is_refused_before_the_scan(tmp_path):
+def test_a_network_without_a_rule_is_refused_before_the_scan(dataset, tmp_path):
     (tmp_path / "fork.py").write_text(FORK.replace("jax.nn.relu", "jax.nn.gelu"))
-    done = launcher.launch(
-        "--experiment=units",
-        f"--config.model={tmp_path / 'fork.py'}",
-        "--config.weights=random",
-        "--config.split=train[:40]",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("--config.attribution= does without")
-    assert not (tmp_path / "run/scan.npz").exists()
+    (tmp_path / "run").mkdir()
+    wanted = settings(tmp_path / "fork.py", dataset, attribution="deconvnet")
+    with pytest.raises(ValueError, match="--config.attribution= does without$"):
+        survey.survey(wanted, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
-def test_another_number_of_devices_is_told(tmp_path):
-    command = *WHOLE, "--config.layers=conv1", f"--workdir={tmp_path / 'run'}"
-    process = start(*command)
-    kill_at(process, signal.SIGKILL, tmp_path / "run", 2)
-    finish(process, -signal.SIGKILL)
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    out = finish(start(*command, environment=two), 1)
-    assert "begun on another number of devices" in out.splitlines()[-1]
-
-
-def test_backward_pictures_are_beside_the_patches(tmp_path):
-    command = [f for f in WHOLE if f.split("=")[0] not in "--config.attribution"]
-    workdir = tmp_path / "run"
-    flags = "--config.attribution=guided", "--config.split=train[:40]", "--config.k=4"
-    finish(start(*command[:4], *flags, f"--workdir={workdir}"))
-    atlas = Atlas(workdir)
+def test_attributions_are_beside_the_patches(fork, dataset, tmp_path):
+    how = {"attribution": "guided", "split": "0-40", "k": 4}
+    survey.survey(settings(fork, dataset, layers="deep, dense", **how), tmp_path)
+    atlas = Atlas(tmp_path)
+    assert dict(atlas.layers) == {"deep": 8, "dense": 5}
     for layer, count in atlas.layers.items():
-        for number in range(0, count, 9):
+        for number in range(count):
             unit = atlas.unit(layer, number)
-            patches, projected = unit.patches(), unit.panels()["guided"]
-            assert [x.size for x in projected] == [x.size for x in patches]
-            for winner, picture in zip(unit.top, projected, strict=True):
+            cropped, attributed = unit.patches(), unit.panels()["guided"]
+            assert [x.size for x in attributed] == [x.size for x in cropped]
+            for patch, picture in zip(unit.top, attributed, strict=True):
                 contrast = np.abs(np.asarray(picture).astype(int) - 127).max()
-                assert (contrast > 100) == (winner.score > 0 or layer == "fc8")
-        with Image.open(workdir / f"sheets/{layer}.png") as sheet:
+                assert (contrast > 100) == (patch.score > 0 or layer == "dense")
+        with Image.open(tmp_path / f"sheets/{layer}.png") as sheet:
             # Two blocks of 2 x 2 patches of 64 pixels for each unit.
-            assert sheet.width > 3 * 2 * 2 * 64
+            assert sheet.width > min(count, 3) * 2 * 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"layers": "conv11"}, "did you mean 'conv1'?"),
+        ({"layers": "conv1, conv1"}, "conv1 is given twice"),
+        ({"layers": "conv1,"}, "nothing between two commas"),
+        ({"dataset": "folder:nowhere"}, "nowhere"),
+        ({"k": 0}, "k should be at least 1"),
+        ({"k": 171}, "k should be at least 1 and at most 170, not 171"),
+        ({"size": 8}, "too small"),
+        ({"size": 0}, "size should be at least 1"),
+        ({"batch": 0}, "batch should be at least 1"),
+        ({"workers": -1}, "workers should be at least 0"),
+        ({"patches_per_image": 0}, "patches_per_image should be at least 1"),
+        ({"attribution": "guidde"}, "did you mean 'guided'?"),
+        ({"per_class": 0}, "per_class should be at least 1"),
+        ({"merge": "nowhere"}, "nowhere: holds no finished scan"),
+        ({"merge": "a,a"}, "a is given twice"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(mistake, message, dataset, tmp_path):
+    how = {"weights": "bundled", "size": 32, "dataset": dataset} | mistake
+    with pytest.raises((ValueError, OSError)) as refused:
+        survey.survey(settings("alexnet_small", **how), tmp_path)
+    assert message in str(refused.value)
+    assert not list(tmp_path.glob("c*"))  # no checkpoints
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.layers=conv11"], "did you mean 'conv1'?"),
-        (["--config.dataset=folder:nowhere"], "nowhere"),
-        (["--config.k=0"], "k should be at least 1"),
-        (["--config.size=8"], "too small"),
-        (["--config.attribution=guidde"], "did you mean 'guided'?"),
-        (["--config.per_class=0"], "per_class should be at least 1"),
-        (["--config.merge=nowhere"], "nowhere: holds no finished scan"),
+        (["--experiment=units", "--config.layers=conv1,conv1"], "is given twice"),
         (["--experiment=explain_unit", "--config.unit=conv2:192"], "are 0 to 191"),
         (["--experiment=explain_unit", "--config.unit=conv6:1"], "mean 'conv5'?"),
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path):
     small = ["--config.split=train[:40]", "--config.size=32"]
-    small = [flag for flag in small if flag.split("=")[0] not in str(arguments)]
-    done = launcher.launch(
-        "--experiment=units", *small, *arguments, f"--workdir={tmp_path / 'run'}"
-    )
+    done = launcher.launch(*arguments, *small, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -307,41 +388,29 @@ def test_mistakes_get_one_line(arguments, message, tmp_path):
     assert "step" not in done.stderr  # before any work
 
 
-def test_infinite_activations_are_no_winners(tmp_path):
-    _, params = models.load("alexnet_small", "random")
-    arrays = {f"{a}.{b}": 1e30 * x for a, ab in params.items() for b, x in ab.items()}
-    np.savez(tmp_path / "weights.npz", **arrays)
-    done = launcher.launch(
-        *WHOLE[:1],
-        f"--config.weights={tmp_path / 'weights.npz'}",
-        "--config.split=train[:40]",
-        "--config.layers=conv5",
-        "--config.size=32",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    assert done.returncode == 1
-    assert "is not a finite number" in done.stderr.splitlines()[-1]
+def test_the_atlas_has_room_for_the_largest_k():
+    assert 170 * patches.DRAWN <= 16383 < 171 * patches.DRAWN  # WebP's limit
 
 
-def test_damaged_images_are_skipped_and_listed(tmp_path):
-    folder = tmp_path / "set"
-    source = data.load("primitives", "train[:12]")
+def test_infinite_activations_are_refused(fork, dataset, tmp_path):
+    scaled_weights(tmp_path / "weights.npz", 1e30, fork)
+    how = {"weights": str(tmp_path / "weights.npz"), "split": "0-40"}
+    with pytest.raises(FloatingPointError, match="is not a finite number"):
+        survey.survey(settings(fork, dataset, **how), tmp_path)
+
+
+def test_damaged_images_are_skipped_and_listed(fork, dataset, tmp_path, caplog):
+    folder, workdir = tmp_path / "set", tmp_path / "run"
+    source = data.load(dataset, "0-12")
     folder.mkdir()
+    workdir.mkdir()
     for i in range(12):
         encoded = source[i].encoded
         (folder / f"{i:02}.png").write_bytes(encoded[: 60 if i in (3, 7) else None])
-    command = [
-        *COMMAND,
-        f"--config.dataset=folder:{folder}",
-        "--config.layers=conv1",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-    done = launcher.launch(*command)
-    assert done.returncode == 0, done.stderr
-    listed = (tmp_path / "run/damaged.txt").read_text().splitlines()
+    survey.survey(settings(fork, f"folder:{folder}", split="train"), workdir)
+    listed = (workdir / "damaged.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in listed) == ["03.png", "07.png"]
-    assert "2 damaged images were skipped" in done.stderr
-    found = table.load(tmp_path / "run/units.npz")
+    assert "2 damaged images were skipped" in caplog.text
+    found = table.load(workdir / "units.npz")
     assert found.images == 10
-    assert not {3, 7} & set(found.layers["conv1"].top.image.ravel())
-    assert json.loads((tmp_path / "run/run.json").read_text())["experiment"] == "units"
+    assert not {3, 7} & set(found.layers["stem/1"].top.image.ravel())

@@ -1,11 +1,12 @@
-"""Backward pictures of winners: what of its patch activated a unit, in the patch's place.
+"""Attributions of top-activating patches: which pixels of a patch activated a unit.
 
-A unit's activation depends on its receptive field alone, so it is carried back through a
-window of the image that holds the field rather than through the whole image.
+A unit's activation depends on its receptive field alone, so it is attributed to a window
+of the image that holds the field rather than to the whole image.
 """
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,21 @@ from nstvis.models import Forward, Params
 from nstvis.probes import attribution
 from nstvis.units.patches import Pictures, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
-from nstvis.units.table import Layer
+from nstvis.units.table import Layer, RankedPatches
+
+# From (params, images, units, positions) to attributions and activations.
+_Attribute = Callable[..., tuple[Array, Array]]
+
+
+class _Windows(NamedTuple):
+    """Attributions to windows of images, one for each patch."""
+
+    # Row and column of the image at which each window begins, `[n, 2]`.
+    corners: np.ndarray
+    # The attributions, around 0, `[n, side, side, 3]`.
+    pixels: np.ndarray
+    # The units' activations for the windows, `[n]`.
+    scores: np.ndarray
 
 
 def project(
@@ -29,83 +44,116 @@ def project(
     pictures: Pictures,
     batch: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Draws the backward picture of each of a layer's winners.
+    """Attributes the activation of each of a layer's top-activating patches to its pixels.
 
     Args:
         network: From `attribution.ruled`.
         params: Its parameters.
         name: The layer's.
-        layer: With the winners that are wanted in `top`.
+        layer: With the patches that are wanted in `top`.
         fields: The layer's receptive fields.
         pictures: Where the images are.
-        batch: Whole images that are carried back together; of windows, as many more as
+        batch: Whole images that are attributed to together; of windows, as many more as
             they are smaller.
 
     Yields:
-        Units `[n]`, ranks `[n]`, and their pictures as `patches.cut` draws patches,
+        Units `[n]`, ranks `[n]`, and their attributions as `patches.pick` draws patches,
         uint8 `[n, side, side, 3]`: grey where a pixel does not matter, in full contrast
         where it is among the one in a hundred that matter most.
     """
-    top, size, shown = layer.top, pictures.size, drawn_side(layer, fields)
-    units, ranks = np.nonzero(top.image >= 0)
-    field = max(max(fields.size(unit)) for unit in range(len(top.score)))
-    small = window(network, params, field, fields.stride, size)
-
-    def carry(some: np.ndarray, side: int) -> tuple[np.ndarray, ...]:
-        unit, rank = units[some], ranks[some]
-        firsts = _first(top.box[unit, rank, :2], fields.stride, size, side)
-        parts = [
-            pictures[i][y : y + side, x : x + side]
-            for i, (y, x) in zip(top.image[unit, rank], firsts, strict=True)
-        ]
-        positions = top.position[unit, rank] - firsts // max(1, fields.stride)
-        found = _carried(network, name)(params, np.stack(parts), unit, positions)
-        return firsts, *map(np.asarray, found)
-
-    count = min(len(units), batch * (size // small) ** 2)
+    units, ranks = np.nonzero(layer.top.image >= 0)
+    field = max(max(fields.size(unit)) for unit in range(len(layer.mean)))
+    small = window(network, params, field, fields.stride, pictures.size)
+    count = min(len(units), batch * (pictures.size // small) ** 2)
+    attribute, side = _compiled(network, name), drawn_side(layer, fields)
     for start in range(0, len(units), count):
-        whole = np.minimum(np.arange(start, start + count), len(units) - 1)
-        some = whole[: len(units) - start]
-        firsts, found, scores = carry(whole, small)
-        known = top.score[units[whole], ranks[whole]]
-        if not np.allclose(scores, known, rtol=1e-3, atol=1e-3 * np.abs(known).max()):
+        some = slice(start, start + count)
+        # The last batch repeats its last patch: one program takes one shape.
+        padded = np.minimum(np.arange(start, start + count), len(units) - 1)
+        unit, patches = units[padded], _flat(layer.top, units[padded], ranks[padded])
+        through = functools.partial(
+            _through_windows, attribute, params, unit, patches, pictures, fields.stride
+        )
+        windows = through(small)
+        if not _agree(windows.scores, patches.score):
             # A network that is not the same at every place of the image.
-            firsts, found, scores = carry(whole, size)
-        winners = zip(found, firsts, units[some], ranks[some], strict=False)
-        cells = [
-            fitted(
-                _cut(
-                    picture,
-                    first,
-                    top.box[u, r],
-                    fields.support(u, *top.position[u, r]),
-                ),
-                shown,
-            )
-            for picture, first, u, r in winners
+            windows = through(pictures.size)
+        drawn = [
+            fitted(_drawn(windows, i, patches.box[i], support), side)
+            for i, support in enumerate(_supports(fields, units[some], patches))
         ]
-        yield units[some], ranks[some], np.stack(cells)
+        yield units[some], ranks[some], np.stack(drawn)
+
+
+def _flat(top: RankedPatches, units: np.ndarray, ranks: np.ndarray) -> RankedPatches:
+    """Returns the patches of those units and ranks in a row."""
+    where = units, ranks
+    return RankedPatches(
+        score=top.score[where],
+        image=top.image[where],
+        position=top.position[where],
+        box=top.box[where],
+    )
+
+
+def _agree(scores: np.ndarray, recorded: np.ndarray) -> bool:
+    largest = np.abs(recorded).max()
+    return np.allclose(scores, recorded, rtol=1e-3, atol=1e-3 * largest)
+
+
+def _supports(
+    fields: Fields, units: np.ndarray, patches: RankedPatches
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which rows and columns matter to each of the units, at its patch."""
+    for unit, position in zip(units, patches.position, strict=False):
+        yield fields.support(unit, *position)
+
+
+def _through_windows(
+    attribute: _Attribute,
+    params: Params,
+    units: np.ndarray,
+    patches: RankedPatches,
+    pictures: Pictures,
+    stride: int,
+    side: int,
+) -> _Windows:
+    """Attributes patches' activations to windows of `side` pixels that hold the fields.
+
+    Windows begin at multiples of the stride, at which the network is the same: what is
+    at some position for the image is as many positions earlier for the window.
+    """
+    stride = max(1, stride)
+    corners = patches.box[:, :2] // stride * stride
+    corners = np.clip(corners, 0, pictures.size - side)
+    pixels = [
+        pictures[image][top : top + side, left : left + side]
+        for image, (top, left) in zip(patches.image, corners, strict=True)
+    ]
+    positions = patches.position - corners // stride
+    attributed = attribute(params, np.stack(pixels), units, positions)
+    return _Windows(corners, *map(np.asarray, attributed))
 
 
 @functools.lru_cache(1)
-def _carried(network: Forward, layer: str) -> Callable[..., tuple[Array, Array]]:
-    """`attribution.pictures`, compiled."""
+def _compiled(network: Forward, layer: str) -> _Attribute:
+    """Returns `attribution.pictures` of a layer, compiled."""
 
-    def carried(
-        params: Params, images: Array, units: Array, places: Array
+    def attribute(
+        params: Params, images: Array, units: Array, positions: Array
     ) -> tuple[Array, Array]:
         images = images.astype(jnp.float32)
-        return attribution.pictures(network, params, layer, images, units, places)
+        return attribution.pictures(network, params, layer, images, units, positions)
 
-    return jax.jit(carried)
+    return jax.jit(attribute)
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:
-    """Side of a window that holds a field wherever that is, in an image of `size`.
+    """Returns the side of a window that holds a field anywhere in an image of `size`.
 
-    Windows begin at multiples of the stride, at which the network is the same, and the
-    last one ends where the image ends. It is larger than it need be where the network's
-    deeper layers take no image that small.
+    Windows begin at multiples of the stride, and the last one ends where the image ends.
+    It is larger than it need be where deeper layers take no image that small, and the
+    whole image where the field is larger than that.
     """
     side = field + stride - 1
     while stride and side < size:
@@ -120,22 +168,19 @@ def window(network: Forward, params: Params, field: int, stride: int, size: int)
     return size
 
 
-def _first(corners: np.ndarray, stride: int, size: int, side: int) -> np.ndarray:
-    """Where the windows begin for fields that begin at `corners`; `[n, 2]` in pixels."""
-    return np.clip(corners // max(1, stride) * max(1, stride), 0, size - side)
-
-
-def _cut(
-    picture: np.ndarray,
-    first: np.ndarray,
+def _drawn(
+    windows: _Windows,
+    index: int,
     box: np.ndarray,
     support: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """A patch of a picture around 0, in uint8 around grey."""
-    height, width = picture.shape[:2]
-    rows, columns = support[0][first[0] :][:height], support[1][first[1] :][:width]
-    sizes = np.abs(picture[rows][:, columns])
+    """Crops the patch's attribution, in uint8 around grey."""
+    pixels, corner = windows.pixels[index], windows.corners[index]
+    height, width = pixels.shape[:2]
+    rows = support[0][corner[0] :][:height]
+    columns = support[1][corner[1] :][:width]
+    sizes = np.abs(pixels[rows][:, columns])
     largest = np.quantile(sizes, 0.99) if sizes.size else 0
-    visible = np.rint(images.GREY * (1 + np.clip(picture / max(largest, 1e-30), -1, 1)))
-    seen = visible.astype(np.uint8)
-    return crop(seen, (box - np.tile(first, 2)).tolist(), rows, columns)
+    scaled = np.clip(pixels / max(largest, 1e-30), -1, 1)
+    picture = np.rint(images.GREY * (1 + scaled)).astype(np.uint8)
+    return crop(picture, (box - np.tile(corner, 2)).tolist(), rows, columns)

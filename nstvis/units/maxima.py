@@ -1,10 +1,10 @@
 """The images that activate each unit most, found in one pass over a data set.
 
-A step, compiled, takes a batch to every layer's activations and these to each unit's
-maximum and where it is; what is kept is a state of a few megabytes for each device.
-States merge associatively, in any order, once at the end.
+A compiled step computes every layer's activations for a batch, and each unit's maximum
+and where it is; what is kept is a state of a few megabytes for each device. States merge
+associatively, in any order, once at the end.
 
-The order of winners is total: higher activation, then lower image, then lower position.
+The order of patches is total: higher activation, then lower image, then lower position.
 So the result is the same for any batch size, number of devices and order of images, as
 long as the network's activations are. (XLA rounds dense layers differently for other
 batch sizes; convolutions it does not, on a CPU.)
@@ -21,7 +21,7 @@ there are the maxima:
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,25 +32,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nstvis.models import Forward, Params
-
-# What no image has: it loses against all.
-SENTINEL = np.iinfo(np.int32).max
+from nstvis.units import ranking
+from nstvis.units.ranking import SENTINEL, Best, Numbers, Peaks, insert_batch
 
 # Histograms have four bins to an octave: the first two bits of a float's mantissa.
 _SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
-
-
-# JAX's on the devices, NumPy's once gathered.
-Numbers = Any
-
-
-class Best(NamedTuple):
-    """Candidates in order, the best first: `[..., n, units]`."""
-
-    score: Numbers
-    image: Numbers
-    # Row * width + column in the layer's map.
-    position: Numbers
 
 
 class State(NamedTuple):
@@ -77,7 +63,7 @@ class State(NamedTuple):
 
 
 def edges() -> list[float]:
-    """Borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
+    """Returns the borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
     octaves = _LOWEST * 2.0 ** np.arange(_OCTAVES)
     quarters = (octaves[:, None] * (1 + np.arange(4) / 4)).ravel()
     above = [*quarters, octaves[-1] * 2]
@@ -85,7 +71,7 @@ def edges() -> list[float]:
 
 
 def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> State:
-    """The state before the first image.
+    """Returns the state before the first image.
 
     Args:
         units: Of all layers together.
@@ -95,15 +81,15 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
         per_class: Highest activations of each class to keep.
     """
 
-    def nobody(*shape: int) -> Best:
+    def empty(*shape: int) -> Best:
         image, position = (jnp.full(shape, SENTINEL, jnp.int32) for _ in range(2))
         return Best(jnp.full(shape, -jnp.inf), image, position)
 
     return State(
         images=jnp.zeros((), jnp.int32),
-        top=nobody(1, pool, units),
-        least=nobody(1, k, units),
-        by_class=nobody(classes, per_class, units),
+        top=empty(1, pool, units),
+        least=empty(1, k, units),
+        by_class=empty(classes, per_class, units),
         mean=jnp.zeros(units),
         deviation=jnp.zeros(units),
         inactive=jnp.zeros(units, jnp.int32),
@@ -115,7 +101,7 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
 
 
 def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
-    """The highest activations of each map and where they are, the first one of equals.
+    """Finds the highest activations of each map, the first of equal ones, and their places.
 
     Args:
         x: A layer's activations, `[batch, height, width, units]` or `[batch, units]`.
@@ -150,66 +136,6 @@ def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
     return jnp.stack(scores, 1), jnp.stack(positions, 1)
 
 
-def insert(best: Best, candidate: Best) -> Best:
-    """Puts one candidate of each unit, `[..., units]`, in its place; the last falls out."""
-    candidate = Best(*(part[..., None, :] for part in candidate))
-    behind = _precedes(candidate, best)
-    first = jnp.zeros_like(behind[..., :1, :])
-    above = jnp.concatenate([first, behind[..., :-1, :]], -2)
-    return Best(
-        *(
-            jnp.where(above, jnp.roll(old, 1, -2), jnp.where(behind, new, old))
-            for old, new in zip(best, candidate, strict=True)
-        )
-    )
-
-
-def _precedes(a: Best, b: Best) -> Array:
-    earlier = (a.image < b.image) | ((a.image == b.image) & (a.position < b.position))
-    tied = (a.score == b.score) & (a.score > -jnp.inf)
-    return (a.score > b.score) | (tied & earlier)
-
-
-def _insert_batch(
-    best: Best, scores: Array, images: Array, positions: Array, label: Array
-) -> Best:
-    """Inserts candidates `[candidates, units]`, each in its label's `[n, units]`.
-
-    Candidates of lower images come first. Each round inserts the best of the rest,
-    until none is good enough: after the first batches there are few rounds.
-    """
-    if not len(best.score):
-        return best
-    number = jnp.arange(len(scores))[:, None]
-
-    def rest(scores: Array) -> tuple[Array, Best]:
-        score = _by_label(jnp.max, scores, label, best)
-        equal = scores == score[label]
-        which = _by_label(
-            jnp.min, jnp.where(equal, number, len(scores) - 1), label, best
-        )
-        position = jnp.take_along_axis(positions, which, 0)
-        return which, Best(score, images[which], position)
-
-    def unfinished(carry: tuple) -> Array:
-        best, _, (_, candidate) = carry
-        return _precedes(candidate, Best(*(part[:, -1] for part in best))).any()
-
-    def insert_one(carry: tuple) -> tuple:
-        best, scores, (which, candidate) = carry
-        scores = jnp.where(number == which[label], -jnp.inf, scores)
-        return insert(best, candidate), scores, rest(scores)
-
-    return lax.while_loop(unfinished, insert_one, (best, scores, rest(scores)))[0]
-
-
-def _by_label(reduce: Callable, x: Array, label: Array, best: Best) -> Array:
-    if len(best.score) == 1:
-        return reduce(x, 0, keepdims=True)
-    segments = {jnp.max: jax.ops.segment_max, jnp.min: jax.ops.segment_min}[reduce]
-    return segments(x, label, len(best.score))
-
-
 def step(
     forward: Forward,
     layers: Mapping[str, Sequence[int]],
@@ -223,7 +149,7 @@ def step(
     Args:
         forward: The network.
         layers: Name to the reach of a peak, for `peaks`.
-        patches: Peaks of an image that may win.
+        patches: Peaks of an image that may be among the top.
         state: What is known.
         params: The network's parameters.
         batch: `image` [batch, height, width, 3], `label` [batch] (-1 if there is none),
@@ -242,49 +168,61 @@ def update(
 ) -> State:
     """Takes peaks `[batch, patches, units]` of images in order into account."""
     batch, patches, units = scores.shape
-    seen, anyone = (index >= 0)[:, None], jnp.zeros(batch * patches, jnp.int32)
-    broken = jnp.where(seen & ~jnp.isfinite(scores[:, 0]), index[:, None], SENTINEL)
-    highest, where = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
-    labelled = (seen[:, 0] & (label >= 0))[:, None]
+    seen = (index >= 0)[:, None]
+    labelled = seen & (label >= 0)[:, None]
     label = jnp.where(labelled[:, 0], label, 0)
-    of_class = labelled.T & (label[None] == jnp.arange(len(state.class_sum))[:, None])
+    highest, place = jnp.where(seen, scores[:, 0], 0), positions[:, 0]
+    every = Peaks(
+        score=jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
+        position=positions.reshape(-1, units),
+        image=jnp.repeat(index, patches),
+        list_index=jnp.zeros(batch * patches, jnp.int32),
+    )
+    lowest = Peaks(jnp.where(seen, -highest, -jnp.inf), place, index, 0 * label)
+    of_class = Peaks(jnp.where(labelled, highest, -jnp.inf), place, index, label)
+    return State(
+        top=insert_batch(state.top, every),
+        least=insert_batch(state.least, lowest),
+        by_class=insert_batch(state.by_class, of_class),
+        **_statistics(state, highest, seen),
+        **_class_sums(state, highest, label, labelled),
+        broken=jnp.minimum(
+            state.broken,
+            jnp.where(
+                seen & ~jnp.isfinite(scores[:, 0]), index[:, None], SENTINEL
+            ).min(),
+        ),
+    )
+
+
+def _statistics(state: State, highest: Array, seen: Array) -> dict[str, Array]:
+    """Counts a batch's activations `[batch, units]` into the statistics of units."""
     count = seen.sum()
     mean = highest.sum(0) / jnp.maximum(count, 1)
     deviation = (jnp.where(seen, highest - mean[None], 0) ** 2).sum(0)
-    bins = _bins(highest), jnp.broadcast_to(jnp.arange(units)[None], highest.shape)
-    return State(
-        images=state.images + count,
-        top=_insert_batch(
-            state.top,
-            jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
-            jnp.repeat(index, patches),
-            positions.reshape(-1, units),
-            anyone,
-        ),
-        least=_insert_batch(
-            state.least,
-            jnp.where(seen, -highest, -jnp.inf),
-            index,
-            where,
-            anyone[:batch],
-        ),
-        by_class=_insert_batch(
-            state.by_class,
-            jnp.where(labelled, highest, -jnp.inf),
-            index,
-            where,
-            label,
-        ),
+    units = jnp.broadcast_to(jnp.arange(highest.shape[1])[None], highest.shape)
+    bins = _bins(highest), units
+    return {
+        "images": state.images + count,
+        "inactive": state.inactive + (seen & (highest <= 0)).sum(0),
+        "histogram": state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
         **_pooled(
             state._asdict(), {"images": count, "mean": mean, "deviation": deviation}
         ),
-        inactive=state.inactive + (seen & (highest <= 0)).sum(0),
-        histogram=state.histogram.at[bins].add(jnp.where(seen, 1, 0)),
-        class_images=state.class_images + of_class.sum(1),
-        class_sum=state.class_sum
-        + jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest"),
-        broken=jnp.minimum(state.broken, broken.min()),
-    )
+    }
+
+
+def _class_sums(
+    state: State, highest: Array, label: Array, labelled: Array
+) -> dict[str, Array]:
+    """Counts a batch's activations `[batch, units]` into the sums of classes."""
+    classes = jnp.arange(len(state.class_sum))[:, None]
+    of_class = labelled.T & (label[None] == classes)
+    sums = jnp.matmul(of_class.astype(jnp.float32), highest, precision="highest")
+    return {
+        "class_images": state.class_images + of_class.sum(1),
+        "class_sum": state.class_sum + sums,
+    }
 
 
 def _bins(x: Array) -> Array:
@@ -315,7 +253,7 @@ def merge(a: State, b: State) -> State:
     return State(
         **{name: getattr(a, name) + getattr(b, name) for name in sums},
         **{
-            name: _merged(getattr(a, name), getattr(b, name))
+            name: ranking.merge(getattr(a, name), getattr(b, name))
             for name in ("top", "least", "by_class")
         },
         **_pooled(a._asdict(), b._asdict()),
@@ -337,20 +275,13 @@ def shifted(state: State, offset: int) -> State:
     )
 
 
-def _merged(a: Best, b: Best) -> Best:
-    both = Best(*(np.concatenate(pair, -2) for pair in zip(a, b, strict=True)))
-    order = np.lexsort((both.position, both.image, -both.score), axis=-2)
-    order = order[..., : a.score.shape[-2], :]
-    return Best(*(np.take_along_axis(part, order, -2) for part in both))
-
-
 class Scan:
     """The step, compiled for all devices of all hosts, each of which has its state.
 
     Args:
         forward: The network.
         layers: Name to the reach of a peak, for `peaks`.
-        patches: Peaks of an image that may win.
+        patches: Peaks of an image that may be among the top.
         mesh: All devices, on the axis `data`.
     """
 
@@ -362,20 +293,20 @@ class Scan:
         mesh: jax.sharding.Mesh,
     ):
         self.mesh = mesh
-        mine, all = PartitionSpec("data"), PartitionSpec()
+        per_device, everywhere = PartitionSpec("data"), PartitionSpec()
 
         def one_device(
             state: State, params: Params, batch: Mapping[str, Array]
         ) -> State:
-            own = jax.tree.map(lambda x: x[0], state)
-            own = step(forward, layers, patches, own, params, batch)
-            return jax.tree.map(lambda x: x[None], own)
+            state = jax.tree.map(lambda x: x[0], state)
+            state = step(forward, layers, patches, state, params, batch)
+            return jax.tree.map(lambda x: x[None], state)
 
         mapped = jax.shard_map(
             one_device,
             mesh=mesh,
-            in_specs=(mine, all, mine),
-            out_specs=mine,
+            in_specs=(per_device, everywhere, per_device),
+            out_specs=per_device,
             check_vma=False,
         )
         self.step = jax.jit(mapped, donate_argnums=0)
@@ -383,18 +314,18 @@ class Scan:
     def start(self, units: int, **sizes: int) -> State:
         """The state of all devices before the first image; see the function `start`."""
 
-        def everywhere() -> State:
+        def of_all_devices() -> State:
             one = start(units, **sizes)
             return jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (self.mesh.size, *x.shape)), one
             )
 
         sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.jit(everywhere, out_shardings=sharding)()
+        return jax.jit(of_all_devices, out_shardings=sharding)()
 
 
 def gathered(state: State) -> State:
-    """What all devices of all hosts know together, in NumPy, on every host."""
+    """Merges the states of all devices of all hosts; in NumPy, on every host."""
     if jax.process_count() > 1:
         state = multihost_utils.process_allgather(state, tiled=True)
     state = jax.device_get(state)

@@ -1,4 +1,4 @@
-"""A scan: a network, the images it sees, and the pass over them, which may be resumed."""
+"""A scan: a network, the images it sees, and the resumable pass over them."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ class Target:
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Fields]:
-        """Layer to its units' receptive fields."""
+        """The receptive fields of each layer's units, by layer."""
         size = self.about.size
         return receptive_fields(self.forward, self.params, size, size)
 
@@ -52,11 +52,14 @@ def target(
     per_class: int,
     network: tuple[models.Forward, models.Params] | None = None,
 ) -> Target:
-    """Finds a network and a data set by name; see `experiments/units.py`.
+    """Loads a network and a data set by name.
+
+    The arguments are the fields of `survey.Settings`, but for these.
 
     Args:
         layers: Names; all if empty, after the ReLU where there is one.
-        network: What `models.load` would find, if it is there already.
+        patches: Peaks of one image that may be among a unit's top.
+        network: What `models.load` would load, if it is there already.
 
     Raises:
         ValueError: No such network, weights, layer, data set or split.
@@ -83,7 +86,7 @@ def target(
 
 
 def target_of(about: About) -> Target:
-    """Finds again what was scanned.
+    """Loads again what was scanned.
 
     Raises:
         ValueError: The network or the images have changed.
@@ -98,10 +101,10 @@ def target_of(about: About) -> Target:
     sources = []
     for part in about.parts:
         sources.append(data.load(part["dataset"], part["split"], part["data_dir"]))
-        found = scan_file.source_hash(sources[-1])
-        if found != part["hash"]:
+        images = scan_file.source_hash(sources[-1])
+        if images != part["hash"]:
             raise ValueError(
-                f"{part['dataset']} {part['split']} is not what was scanned: {found},"
+                f"{part['dataset']} {part['split']} is not what was scanned: {images},"
                 f" not {part['hash']}"
             )
     return Target(forward, params, sources, about)
@@ -114,7 +117,7 @@ def _layers(
     size: int,
     chosen: Sequence[str],
 ) -> dict[str, int]:
-    """Chosen layers, and how many units each has, in the network's order."""
+    """Returns how many units each of the chosen layers has, in the network's order."""
     units = models.units(forward, params, size)
     for name in chosen:
         if name not in units:
@@ -133,7 +136,7 @@ def run(
     workers: int,
     checkpoint_every: float,
 ) -> maxima.State:
-    """Scans, or goes on where the same scan was interrupted.
+    """Scans, or resumes the same scan.
 
     Args:
         target: What to scan.
@@ -146,18 +149,18 @@ def run(
         What is known of all images, on every host.
 
     Raises:
-        Interrupted: It was asked to stop, and can be resumed.
+        Interrupted: By a signal to any host, on all of them after the same step.
         ValueError: No image can be read.
         FloatingPointError: An activation is no finite number.
     """
-    about, source = target.about, target.sources[0]
-    scan, state = _started(target)
+    size, source = target.about.size, target.sources[0]
     damaged = pipeline.Damaged(workdir / "damaged.txt")
     images = iter(
-        pipeline.evaluation(source, about.size, batch, damaged=damaged, workers=workers)
+        pipeline.evaluation(source, size, batch, damaged=damaged, workers=workers)
     )
+    scan, state = _started(target)
     steps = -(-len(source) // batch)
-    shape = pipeline.shapes(batch, about.size)["image"]
+    shape = pipeline.shapes(batch, size)["image"]
     cost = devices.flops(jax.jit(target.forward), target.params, shape)
     checkpoints = Checkpoints(workdir, checkpoint_every)
     done = checkpoints.latest()
@@ -172,16 +175,17 @@ def run(
             if wish:
                 checkpoints.save(step, state, data=images)
             progress.show(step, f"{min(step * batch, len(source))} images")
-            if wish > 1:
-                progress.interrupted = wish
+            if wish > 1:  # the number of a signal
                 break
+        # Either all hosts stop here, or none does: the rest takes all of them.
+        progress.interrupted = devices.agreed(progress.interrupted, 0)
     if skipped := len(damaged.ids()):
         logger.warning("%d damaged images were skipped: %s", skipped, damaged.path)
     return _checked(maxima.gathered(state), source)
 
 
 def _started(target: Target) -> tuple[maxima.Scan, maxima.State]:
-    """The compiled step for all devices, and the state before the first image."""
+    """Returns the step for all devices, and the state before the first image."""
     about = target.about
     reaches = tuple((name, _reach(target, name)) for name in about.layers)
     scan = _compiled(target.forward, reaches, about.patches)
@@ -201,7 +205,7 @@ def _compiled(
     reaches: Sequence[tuple[str, tuple[int, int]]],
     patches: int,
 ) -> maxima.Scan:
-    """One program for all weights of a network."""
+    """Returns the step; one program for all weights of a network."""
     return maxima.Scan(forward, dict(reaches), patches, devices.mesh())
 
 
@@ -215,7 +219,7 @@ def _checked(state: maxima.State, source: data.Source) -> maxima.State:
 
 
 def _reach(target: Target, layer: str) -> tuple[int, int]:
-    """How far from a peak its patch overlaps by half, in positions."""
+    """Returns how far from a peak a patch overlaps its own by half, in positions."""
     fields = target.fields[layer]
     if not target.about.deduplicate or not fields.stride:
         return 0, 0
@@ -224,39 +228,33 @@ def _reach(target: Target, layer: str) -> tuple[int, int]:
 
 
 def layers(target: Target, state: maxima.State) -> dict[str, Layer]:
-    """What is known, layer by layer, with all candidates for the top; in NumPy."""
-    found, first = {}, 0
-    for name, units in target.about.layers.items():
-        mine = slice(first, first + units)
-        first += units
-        top, least, by_class = (
-            _ranked(best, mine, target.fields[name])
-            for best in (
-                _first(state.top),
-                _first(state.least._replace(score=-state.least.score)),
-                state.by_class,
-            )
+    """Splits a state into layers, with all candidates for the top; in NumPy."""
+    seen = np.where(state.class_images, state.class_images, np.nan)[:, None]
+    top = _only_list(state.top)
+    least = _only_list(state.least._replace(score=-state.least.score))
+    result, first = {}, 0
+    for name, count in target.about.layers.items():
+        units, fields = slice(first, first + count), target.fields[name]
+        first += count
+        result[name] = Layer(
+            top=_ranked(top, units, fields),
+            least=_ranked(least, units, fields),
+            by_class=_ranked(state.by_class, units, fields),
+            mean=state.mean[units].astype(np.float32),
+            std=np.sqrt(state.deviation[units] / state.images).astype(np.float32),
+            sparsity=(state.inactive[units] / state.images).astype(np.float32),
+            histogram=state.histogram[:, units].T.astype(np.int64),
+            class_mean=(state.class_sum[:, units] / seen).T.astype(np.float32),
         )
-        seen = np.where(state.class_images, state.class_images, np.nan)[:, None]
-        found[name] = Layer(
-            top=top,
-            least=least,
-            by_class=by_class,
-            mean=state.mean[mine].astype(np.float32),
-            std=np.sqrt(state.deviation[mine] / state.images).astype(np.float32),
-            sparsity=(state.inactive[mine] / state.images).astype(np.float32),
-            histogram=state.histogram[:, mine].T.astype(np.int64),
-            class_mean=(state.class_sum[:, mine] / seen).T.astype(np.float32),
-        )
-    return found
+    return result
 
 
-def _first(best: maxima.Best) -> maxima.Best:
+def _only_list(best: maxima.Best) -> maxima.Best:
     return maxima.Best(*(part[0] for part in best))
 
 
 def _ranked(best: maxima.Best, units: slice, fields: Fields) -> RankedPatches:
-    """Turns `[..., n, units]` to `[units, ..., n]`."""
+    """Turns lists `[..., n, units]` into patches `[units, ..., n]`."""
     score, image, flat = (np.moveaxis(part[..., units], -1, 0) for part in best)
     missing = image == maxima.SENTINEL
     position = np.stack(np.divmod(np.where(missing, 0, flat), fields.columns), -1)

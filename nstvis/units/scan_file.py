@@ -1,14 +1,12 @@
-"""A scan in a file, `scan.npz`: what is known, of which network, from which images.
+"""A scan in a file, `scan.npz`: its state, of which network, from which images.
 
-Scans of disjoint images merge. What must agree for that, and for going on with a scan
-that was interrupted, is compared first; `refuse_other` names both sides.
+Scans of disjoint images merge. What must agree for that, and for resuming a scan that
+was interrupted, is compared first; `refuse_other` names both sides.
 """
 
 import dataclasses
 import hashlib
-import io
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 
 from nstvis.data import Source
 from nstvis.models import Forward, Params
-from nstvis.runs.files import write_text
+from nstvis.runs.files import replacing, write_text
 from nstvis.units import maxima
 
 
@@ -50,7 +48,7 @@ class About:
 
 
 def network_hash(forward: Forward, params: Params, size: int) -> str:
-    """What a network computes, preprocessing included, as a short hexadecimal number."""
+    """Hashes what a network computes, preprocessing included, to 16 hexadecimal digits."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     program = jax.make_jaxpr(forward)(params, image)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
@@ -60,7 +58,7 @@ def network_hash(forward: Forward, params: Params, size: int) -> str:
 
 
 def source_hash(source: Source) -> str:
-    """Which images these are, judged by their number and 32 of them."""
+    """Hashes a data set, by the number of its images and 32 of them."""
     digest = hashlib.sha256(
         f"{len(source)} {list(source.classes)}".encode(errors="surrogateescape")
     )
@@ -79,13 +77,13 @@ def refuse_other(here: pathlib.Path, a: About, there: pathlib.Path, b: About) ->
     Raises:
         ValueError: They are of different networks, classes or settings.
     """
-    both = [json.loads(json.dumps(dataclasses.asdict(about))) for about in (a, b)]
-    for name in sorted(both[0].keys() - {"parts", "weights"}):
-        mine, other = (about[name] for about in both)
-        if mine != other:
+    first, second = (json.loads(json.dumps(dataclasses.asdict(x))) for x in (a, b))
+    for name in sorted(first.keys() - {"parts", "weights"}):
+        if first[name] != second[name]:
             raise ValueError(
-                f"{here} and {there} do not fit together: {name} is {_short(mine)} in the"
-                f" first, {_short(other)} in the second"
+                f"{here} and {there} do not fit together: {name} is"
+                f" {_short(first[name])} in the first, {_short(second[name])} in the"
+                " second"
             )
 
 
@@ -105,11 +103,11 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
             earlier = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged: name another --workdir") from error
-        for name, mine in json.loads(text).items():
-            if earlier[name] != mine:
+        for name, value in json.loads(text).items():
+            if earlier.get(name) != value:
                 raise ValueError(
                     f"{path.parent} holds a scan that began with other files: {name} was"
-                    f" {_short(earlier[name])}, is {_short(mine)}. Name another --workdir"
+                    f" {_short(earlier.get(name))}, is {_short(value)}. Name another --workdir"
                 )
     else:
         write_text(path, text)
@@ -124,11 +122,12 @@ def save(path: pathlib.Path, state: maxima.State, about: About) -> None:
     """Writes `scan.npz`, whole or not at all; `state` is NumPy's."""
     leaves, _ = jax.tree.flatten(state)
     arrays = {f"{i:02}": leaf for i, leaf in enumerate(leaves)}
-    file = io.BytesIO()
-    np.savez_compressed(file, about=json.dumps(dataclasses.asdict(about)), **arrays)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(file.getvalue())
-    os.replace(partial, path)
+    with replacing(path) as file:
+        np.savez_compressed(
+            file,
+            about=np.array(json.dumps(dataclasses.asdict(about))),
+            **arrays,
+        )
 
 
 def load(path: pathlib.Path) -> tuple[maxima.State, About]:
@@ -155,9 +154,9 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
 
 
 def merge(paths: Sequence[pathlib.Path]) -> tuple[maxima.State, About]:
-    """Reads scans of disjoint images and makes them one.
+    """Reads scans of disjoint images and merges them.
 
-    The images of the second are counted on from those of the first, and so on.
+    The images of the second are numbered after those of the first, and so on.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -167,10 +166,10 @@ def merge(paths: Sequence[pathlib.Path]) -> tuple[maxima.State, About]:
     for path in paths[1:]:
         more, other = load(path)
         refuse_other(paths[0], about, path, other)
-        seen = [part for part in other.parts if part in about.parts]
-        if seen:
-            part = f"{seen[0]['dataset']} {seen[0]['split']}"
-            raise ValueError(f"{path} scanned {part}, as one before it did")
+        for part in other.parts:
+            if part in about.parts:
+                images = f"{part['dataset']} {part['split']}"
+                raise ValueError(f"{path} scanned {images}, as one before it did")
         offset = sum(part["images"] for part in about.parts)
         state = maxima.merge(state, maxima.shifted(more, offset))
         about = dataclasses.replace(about, parts=[*about.parts, *other.parts])

@@ -1,12 +1,12 @@
-"""Deconvnet pictures of AlexNet's units, against PyTorch with hooks.
+"""Deconvnet attributions of AlexNet's units, against PyTorch with hooks.
 
-    python benchmarks/backprop.py
+    python benchmarks/attribution.py
 
-For patches of 224-pixel photographs, one unit's activation is carried back to the pixels
+For patches of 224-pixel photographs, one unit's activation is attributed to the pixels
 by the deconvnet's rule. Ours is what `--experiment=units` does: windows of the images
-around the receptive fields, in batches, cut out and scaled to be drawn. PyTorch's are
-networks that end at the layer, with a hook on each ReLU, on whole images: in batches, and
-one at a time, as the published tools do it. None of them draws.
+around the receptive fields, in batches, cropped and scaled to be drawn. PyTorch's are
+networks that end at the layer, with a hook on each ReLU, on whole images: in batches,
+and one at a time, as the published tools do it. None of them draws.
 
 Each side is a process of its own, and they take turns; while one works, the others are
 stopped. The table gives pictures per second: the median of turns and the highest. From
@@ -42,7 +42,7 @@ class Photographs:
         import numpy as np
         from PIL import Image, ImageOps
 
-        self._found = [
+        self._images = [
             np.asarray(
                 ImageOps.fit(Image.open(io.BytesIO(photograph(i))), (SIZE, SIZE))
             )
@@ -50,16 +50,16 @@ class Photographs:
         ]
 
     def __getitem__(self, index: int) -> Any:
-        return self._found[index]
+        return self._images[index]
 
     def stack(self) -> Any:
         import numpy as np
 
-        return np.stack(self._found).astype(np.float32)
+        return np.stack(self._images).astype(np.float32)
 
 
 def patches(layer: str, columns: int) -> tuple[Any, Any, Any]:
-    """Images, units and positions of what is carried back."""
+    """Returns images, units and positions of what is attributed."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def patches(layer: str, columns: int) -> tuple[Any, Any, Any]:
 
 
 def ours(layer: str) -> Take:
-    """Our pictures, as the experiment makes them."""
+    """Our attributions, as a survey of units makes them."""
     import jax
     import numpy as np
 
@@ -86,12 +86,12 @@ def ours(layer: str) -> Take:
     forward, params = models.load("alexnet", "random")
     pictures, fields = Photographs(), receptive_fields(forward, params, SIZE, SIZE)
     images, units, positions = patches(layer, fields[layer].columns)
-    found = jax.jit(forward)(params, pictures.stack())
+    activations = jax.jit(forward)(params, pictures.stack())
     rank, shape = np.arange(PICTURES), (UNITS[layer], PICTURES)
     image, score = np.full(shape, -1), np.zeros(shape, np.float32)
     position = np.zeros((*shape, 2), int)
     image[units, rank], position[units, rank] = images, positions
-    score[units, rank] = np.asarray(found[layer])[images, *positions.T, units]
+    score[units, rank] = np.asarray(activations[layer])[images, *positions.T, units]
     box = fields[layer].boxes(np.arange(shape[0])[:, None], position)
     top, none = (
         RankedPatches(score=score, image=image, position=position, box=box),
@@ -154,11 +154,11 @@ def theirs(layer: str, batch: int) -> Take:
         for _, start in itertools.product(batches, range(0, PICTURES, batch)):
             some = slice(start, start + batch)
             pixels = whole[images[some]].requires_grad_()
-            found = network((pixels - 127) / 58)
+            activations = network((pixels - 127) / 58)
             one = torch.arange(len(pixels)), units[some], *positions[some].T
-            back = torch.zeros_like(found)
-            back[one] = found[one].detach()
-            found.backward(back)
+            seed = torch.zeros_like(activations)
+            seed[one] = activations[one].detach()
+            activations.backward(seed)
             assert pixels.grad is not None
 
     return take

@@ -1,4 +1,4 @@
-"""Backward pictures of winners, through windows and through the whole image alike."""
+"""Attributions of patches, through windows and through the whole image alike."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from test_patches import Noise
 
 from nstvis import images, models
@@ -26,8 +27,8 @@ def images_of(pictures, indices):
     return np.stack([pictures[i] for i in indices]).astype(np.float32)
 
 
-def layer_of(forward, params, name, pictures, places):
-    """A layer whose winners are at those places, whether they win or not.
+def layer_of(forward, params, name, pictures, places, size=SIZE):
+    """A layer whose patches are at those places, whether they are the top or not.
 
     The i-th place is in image i % 3; its unit is the strongest one there.
     """
@@ -36,7 +37,7 @@ def layer_of(forward, params, name, pictures, places):
     positions = np.array(places) % activations.shape[1]
     there = activations[ranks, *positions.T]
     units, shape = there.argmax(1), (there.shape[1], len(places))
-    fields = receptive_fields(forward, params, SIZE, SIZE)[name]
+    fields = receptive_fields(forward, params, size, size)[name]
     image = np.full(shape, -1, np.int32)
     score, position = np.zeros(shape, np.float32), np.zeros((*shape, 2), np.int32)
     image[units, ranks], score[units, ranks] = images, there.max(1)
@@ -49,9 +50,9 @@ def layer_of(forward, params, name, pictures, places):
     return Layer(**none | {"top": top}), fields
 
 
-def brute_force(forward, params, name, winner, pictures):
+def brute_force(forward, params, name, patch, pictures):
     """The gradient for the whole image, cut out and scaled."""
-    unit, image, position, box, (rows, columns) = winner
+    unit, image, position, box, (rows, columns) = patch
 
     def activation(image):
         return forward(params, image[None])[name][0, *position, unit]
@@ -69,6 +70,7 @@ def brute_force(forward, params, name, winner, pictures):
 PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3"])
 @pytest.mark.parametrize("rule", ["gradient", "deconvnet"])
 def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
@@ -79,7 +81,7 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     field = max(max(fields.size(unit)) for unit in range(64))
     side = attributions.window(ruled, params, field, fields.stride, SIZE)
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
-    sides, carried = [], attributions._carried
+    sides, carried = [], attributions._compiled
 
     def counted(*which):
         def carry(params, images, *rest):
@@ -88,17 +90,17 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
 
         return carry
 
-    monkeypatch.setattr(attributions, "_carried", counted)
+    monkeypatch.setattr(attributions, "_compiled", counted)
     seen = set()
     for found in attributions.project(ruled, params, name, layer, fields, pictures, 1):
         for unit, rank, cell in zip(*found, strict=True):
             seen.add((unit, rank))
             place = layer.top.position[unit, rank]
-            winner = (
+            patch = (
                 *(unit, layer.top.image[unit, rank], place),
                 *(layer.top.box[unit, rank], fields.support(unit, *place)),
             )
-            wanted = brute_force(ruled, params, name, winner, pictures)
+            wanted = brute_force(ruled, params, name, patch, pictures)
             assert cell.shape == wanted.shape
             np.testing.assert_allclose(cell, wanted, atol=1)
     assert seen == set(zip(*np.nonzero(layer.top.image >= 0)))
@@ -112,6 +114,7 @@ def placed(forward, params, images):
     return forward(params, images * weight)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     forward, params = network()
     forward = functools.partial(placed, forward)
@@ -122,19 +125,20 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     (((unit,), (rank,), (cell,)),) = parts
     place = layer.top.position[unit, rank]
     box, support = layer.top.box[unit, rank], fields.support(unit, *place)
-    winner = unit, layer.top.image[unit, rank], place, box, support
-    wanted = brute_force(ruled, params, "conv2", winner, pictures)
+    patch = unit, layer.top.image[unit, rank], place, box, support
+    wanted = brute_force(ruled, params, "conv2", patch, pictures)
     np.testing.assert_allclose(cell, wanted, atol=1)
 
 
-def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
+@pytest.mark.slow
+def test_a_dense_layer_sees_the_whole_image_and_a_dead_unit_is_grey():
     forward, params = models.load("alexnet_small", "bundled", last="fc6")
     ruled = attribution.ruled(forward, "deconvnet")
     pictures = patches.Pictures([Noise(3, size=40)], 40)
     fields = receptive_fields(forward, params, 40, 40)["fc6"]
     scores = np.asarray(forward(params, images_of(pictures, [0]))["fc6"])[0]
-    count, silent = len(scores), int(scores.argmin())
-    assert scores[silent] == 0
+    count, dead = len(scores), int(scores.argmin())
+    assert scores[dead] == 0
     none = np.zeros((count, 1))
     layer = Layer(
         **dict.fromkeys([field.name for field in dataclasses.fields(Layer)], none)
@@ -151,9 +155,29 @@ def test_a_dense_layer_sees_the_whole_image_and_a_silent_unit_is_grey():
     parts = attributions.project(ruled, params, "fc6", layer, fields, pictures, 32)
     for units, _, cells in parts:
         found[units] = cells
-    assert (found[silent] == images.GREY).all()
+    assert (found[dead] == images.GREY).all()
     loud = found[int(scores.argmax())].astype(int) - images.GREY
     assert np.abs(loud).max() == 127
+
+
+def test_where_the_field_is_larger_than_the_image_only_the_image_is_attributed_to():
+    def forward(params, images):
+        x = images.mean(-1, keepdims=True)
+        total = lax.reduce_window(
+            *(x, 0.0, lax.add, (1, 61, 61, 1), (1, 2, 2, 1)),
+            padding=[(0, 0), (30, 30), (30, 30), (0, 0)],
+        )
+        return {"far": jax.nn.relu(total)}
+
+    pictures = patches.Pictures([Noise(3, size=40)], 40)
+    layer, fields = layer_of(forward, {}, "far", pictures, [(0, 0), (3, 3)], 40)
+    assert patches.drawn_side(layer, fields) == 40
+    ruled = attribution.ruled(forward, "deconvnet")
+    parts = attributions.project(ruled, {}, "far", layer, fields, pictures, 1)
+    for _, _, (cell,) in parts:
+        # The sum's gradient is the same all over what field and image share.
+        assert cell.shape == (40, 40, 3)
+        assert (cell == 254).all()
 
 
 def test_networks_that_take_no_small_images_get_larger_windows():
