@@ -158,7 +158,10 @@ def _plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         curves: dict[str, list[float]] = {}
         for row in rows:
             curves.setdefault(row["layer"], []).append(row[number])
-        plots.curves(axes, epochs, curves, xlabel="epoch", title=number)
+        title = number.replace("_", " ")
+        plots.curves(axes, epochs, curves, xlabel="epoch", title=title)
+        for line in axes.lines:
+            line.set_marker("o")  # one epoch alone is no line
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, 0), max(top, 1))
     axes.legend()
