@@ -49,7 +49,7 @@ ARGUMENTS = {
 FILES = {
     "style": ["G.png", "film.png", "loss.png", "metrics.jsonl"],
     "evaluate": ["accuracy.json"],
-    "explain_unit": ["unit.png"],
+    "explain_unit": ["unit.png", "unit.txt"],
     "occlusion": ["occlusion.png", "occlusion.csv"],
     "invariance": ["invariance.png", "invariance.csv"],
     "features": ["conv1.png", "features.csv"],

@@ -224,7 +224,7 @@ def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
     with np.load(pictures / "run/maps/0.npz") as found:
         image = images.to_array(images.read(pictures / "light.png"))[None]
         network = attribution.ruled(forward, "guided")
-        expected, _ = attribution.pictures(
+        expected, _ = attribution.attribute(
             network, params, "conv1", image, np.array([1]), np.array([[10, 20]])
         )
         np.testing.assert_array_equal(found["attribution"], expected[0])

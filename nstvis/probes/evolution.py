@@ -278,7 +278,7 @@ def pictures(
         return {}
     only = dataclasses.replace(record.top, image=index)
     record = dataclasses.replace(record, top=only)
-    cut = [drawn[0] for _, drawn in patches.cut(record, fields, images, 1, False)]
+    cut = [drawn[0] for _, drawn in patches.pick(record, fields, images, 1, False)]
     return {
         int(unit): (attributed, cut[unit])
         for numbers, _, drawn in attributions.project(

@@ -160,7 +160,7 @@ class Study:
         self._predict = jax.jit(self._activations_and_probabilities)
         ruled = attribution.ruled(forward, rule)
         self._attribute = jax.jit(
-            functools.partial(attribution.pictures, ruled), static_argnums=1
+            functools.partial(attribution.attribute, ruled), static_argnums=1
         )
 
     def run(self, images: Sequence[LabeledImage], folder: pathlib.Path) -> list[Result]:

@@ -151,7 +151,7 @@ def _attribution(network: Forward, layer: str) -> Callable[..., Array]:
     def attribute(params: Params, images: Array, units: Array) -> Array:
         positions = jnp.zeros((len(images), 2), int)  # which a dense layer ignores
         where = images, units, positions
-        return attribution.pictures(network, params, layer, *where, seed="one")[0]
+        return attribution.attribute(network, params, layer, *where, seed="one")[0]
 
     return attribute
 

@@ -137,13 +137,13 @@ def _through_windows(
 
 @functools.lru_cache(1)
 def _compiled(network: Forward, layer: str) -> _Attribute:
-    """Returns `attribution.pictures` of a layer, compiled."""
+    """Returns `attribution.attribute` of a layer, compiled."""
 
     def attribute(
         params: Params, images: Array, units: Array, positions: Array
     ) -> tuple[Array, Array]:
         images = images.astype(jnp.float32)
-        return attribution.pictures(network, params, layer, images, units, positions)
+        return attribution.attribute(network, params, layer, images, units, positions)
 
     return jax.jit(attribute)
 
