@@ -14,7 +14,7 @@ the table says; `first` are the first four, each image of which is in some unit'
 From files, JPEGs of 500 x 375 are read, decoded, scaled and scanned, with everything on
 the same cores, so that at best an image takes as long as its decoding and its forward
 pass together: the bound. There are 256 different photographs under 5,120 names, so that
-no unit's top changes after the first 256. PyTorch's is a `DataLoader` with a worker per core.
+no unit's top changes after these. PyTorch's is a `DataLoader` with a worker per core.
 
 Each side is a process of its own, and they take turns (a step and its forward pass in
 the same process); while one works, the others are stopped. The tables give images per

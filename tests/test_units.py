@@ -325,9 +325,9 @@ def test_a_network_without_a_rule_is_refused_before_the_scan(dataset, tmp_path):
 
 def test_attributions_are_beside_the_patches(fork, dataset, tmp_path):
     how = {"attribution": "guided", "split": "0-40", "k": 4}
-    survey.survey(settings(fork, dataset, layers="deep, dense", **how), tmp_path)
+    survey.survey(settings(fork, dataset, layers="deep", **how), tmp_path)
     atlas = Atlas(tmp_path)
-    assert dict(atlas.layers) == {"deep": 8, "dense": 5}
+    assert dict(atlas.layers) == {"deep": 8}
     for layer, count in atlas.layers.items():
         for number in range(count):
             unit = atlas.unit(layer, number)
@@ -335,7 +335,7 @@ def test_attributions_are_beside_the_patches(fork, dataset, tmp_path):
             assert [x.size for x in attributed] == [x.size for x in cropped]
             for patch, picture in zip(unit.top, attributed, strict=True):
                 contrast = np.abs(np.asarray(picture).astype(int) - 127).max()
-                assert (contrast > 100) == (patch.score > 0 or layer == "dense")
+                assert (contrast > 100) == (patch.score > 0)
         with Image.open(tmp_path / f"sheets/{layer}.png") as sheet:
             # Two blocks of 2 x 2 patches of 64 pixels for each unit.
             assert sheet.width > min(count, 3) * 2 * 2 * 64
@@ -396,7 +396,7 @@ def test_infinite_activations_are_refused(fork, dataset, tmp_path):
     scaled_weights(tmp_path / "weights.npz", 1e30, fork)
     how = {"weights": str(tmp_path / "weights.npz"), "split": "0-40"}
     with pytest.raises(FloatingPointError, match="is not a finite number"):
-        survey.survey(settings(fork, dataset, **how), tmp_path)
+        survey.survey(settings(fork, dataset, layers="deep", **how), tmp_path)
 
 
 def test_damaged_images_are_skipped_and_listed(fork, dataset, tmp_path, caplog):

@@ -44,7 +44,7 @@ def project(
     pictures: Pictures,
     batch: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Attributes the activation of each of a layer's top-activating patches to its pixels.
+    """Attributes the activations of a layer's top-activating patches to their pixels.
 
     Args:
         network: From `attribution.ruled`.

@@ -63,7 +63,7 @@ class State(NamedTuple):
 
 
 def edges() -> list[float]:
-    """Returns the borders of the histograms' bins: from about -2^16 to 2^16, the middle one 0's."""
+    """Returns the bins' borders: from about -2^16 to 2^16, the middle bin is 0's."""
     octaves = _LOWEST * 2.0 ** np.arange(_OCTAVES)
     quarters = (octaves[:, None] * (1 + np.arange(4) / 4)).ravel()
     above = [*quarters, octaves[-1] * 2]
@@ -101,7 +101,7 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
 
 
 def peaks(x: Array, count: int, reach: Sequence[int]) -> tuple[Array, Array]:
-    """Finds the highest activations of each map, the first of equal ones, and their places.
+    """Finds each map's highest activations, the first of equal ones, and their places.
 
     Args:
         x: A layer's activations, `[batch, height, width, units]` or `[batch, units]`.

@@ -92,7 +92,7 @@ def _extent(first: int, end: int, length: int) -> tuple[int, int]:
 
 
 def fitted(patch: np.ndarray, side: int) -> np.ndarray:
-    """Scales a patch to `side` x `side` pixels, with grey beside one that is no square."""
+    """Scales a patch to a square of `side` pixels, with grey beside if it is none."""
     if patch.shape[:2] == (side, side):
         return patch
     if not patch.size:  # a unit that sees nothing

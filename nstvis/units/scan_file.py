@@ -48,7 +48,7 @@ class About:
 
 
 def network_hash(forward: Forward, params: Params, size: int) -> str:
-    """Hashes what a network computes, preprocessing included, to 16 hexadecimal digits."""
+    """Hashes what a network computes, preprocessing included, to 16 hex digits."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     program = jax.make_jaxpr(forward)(params, image)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
@@ -105,9 +105,10 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
             raise ValueError(f"{path} is damaged: name another --workdir") from error
         for name, value in json.loads(text).items():
             if earlier.get(name) != value:
+                was, now = _short(earlier.get(name)), _short(value)
                 raise ValueError(
                     f"{path.parent} holds a scan that began with other files: {name} was"
-                    f" {_short(earlier.get(name))}, is {_short(value)}. Name another --workdir"
+                    f" {was}, is {now}. Name another --workdir"
                 )
     else:
         write_text(path, text)
