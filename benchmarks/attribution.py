@@ -77,9 +77,8 @@ def ours(layer: str) -> Take:
     import jax
     import numpy as np
 
-    from nstvis import models
-    from nstvis.probes import attribution
-    from nstvis.units import attributions
+    from nstvis import attribution, models
+    from nstvis.units import patch_attributions
     from nstvis.units.receptive_fields import receptive_fields
     from nstvis.units.table import Layer, RankedPatches
 
@@ -111,7 +110,7 @@ def ours(layer: str) -> Take:
 
     def take(batches: Sequence[Any]) -> None:
         for _ in batches:
-            made = attributions.project(
+            made = patch_attributions.project(
                 *(network, params, layer, wanted, fields[layer]),
                 *(pictures, BATCH),  # pyright: ignore[reportArgumentType]
             )

@@ -34,8 +34,8 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 
-from nstvis import devices, images, plots
-from nstvis.probes import attribution, evolution
+from nstvis import attribution, devices, images, plots
+from nstvis.probes import evolution
 from nstvis.probes.evolution import Epoch
 from nstvis.runs import workdir as workdirs
 from nstvis.runs.config import Seed, bounded, names

@@ -7,7 +7,7 @@ r"""Checks whether visualisations depend on what the network has learnt.
 Adebayo et al. 2018 (arXiv:1810.03292), Figures 2 and 4: an attribution that stays the
 same when the weights are randomised, layer after layer from the last one down, shows the
 image rather than what the network has learnt. For each rule of
-`nstvis.probes.attribution`, attributions of the predicted class are compared with those
+`nstvis.attribution`, attributions of the predicted class are compared with those
 of such networks, by the rank correlation of their absolute values; and with those of the
 other rules. Optimised pictures are compared with natural images: how much higher is the
 activation that `--experiment=features` reaches, in the trained network and in a random
@@ -32,8 +32,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from nstvis import crops, data, models, plots
-from nstvis.probes import attribution, sanity
+from nstvis import attribution, crops, data, models, plots
+from nstvis.probes import sanity
 from nstvis.probes.sanity import Report
 from nstvis.runs.config import Batches, Dataset, Network, Seed, bounded
 from nstvis.runs.files import write_csv

@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from nstvis import models
-from nstvis.probes import attribution
+from nstvis import attribution, models
 
 # Stride and padding of the convolutions; a pooling is 3 x 3 with stride 2.
 LATER = {"conv2": (1, 2), "pool2": None} | dict.fromkeys(

@@ -9,8 +9,7 @@ import pytest
 from launcher import launch
 from PIL import Image
 
-from nstvis import devices, models
-from nstvis.probes import attribution
+from nstvis import attribution, devices, models
 from nstvis.synthesis import features
 from nstvis.synthesis.style import stylize
 from nstvis.synthesis.style_settings import Settings

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from experiments import occlusion as experiment
-from nstvis import images, layers, models
-from nstvis.probes import attribution, occlusion
+from nstvis import attribution, images, layers, models
+from nstvis.probes import occlusion
 from nstvis.runs import workdir
 from nstvis.runs.progress import Interrupted
 

@@ -10,7 +10,8 @@ from launcher import launch
 from PIL import Image
 
 from experiments import sanity as experiment
-from nstvis.probes import attribution, sanity
+from nstvis import attribution
+from nstvis.probes import sanity
 from nstvis.runs import config as configs
 from nstvis.runs import workdir
 

@@ -17,7 +17,7 @@ from jax import Array
 from nstvis import correlation, devices, models
 from nstvis.runs.config import Dataset
 from nstvis.training.loop import TrainingRun
-from nstvis.units import attributions, maxima, patches, scan, scan_file
+from nstvis.units import maxima, patch_attributions, patches, scan, scan_file
 from nstvis.units.table import Layer, RankedPatches
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def pictures(
     cut = [drawn[0] for _, drawn in patches.pick(record, fields, images, 1, False)]
     return {
         int(unit): (attributed, cut[unit])
-        for numbers, _, drawn in attributions.project(
+        for numbers, _, drawn in patch_attributions.project(
             network, epoch.params, layer, record, fields, images, batch
         )
         for unit, attributed in zip(numbers, drawn, strict=True)

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import devices, models
+from nstvis import attribution, devices, models
 from nstvis.layers import MEAN_COLOR
 from nstvis.models import Forward, Params
-from nstvis.probes import attribution
 from nstvis.probes.inputs import LabeledImage
 from nstvis.runs import files
 from nstvis.runs.progress import Progress

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import correlation
+from nstvis import attribution, correlation
 from nstvis.models import Forward, Params
-from nstvis.probes import attribution
 from nstvis.runs.progress import track
 from nstvis.synthesis.features import Search, Settings
 

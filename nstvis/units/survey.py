@@ -11,12 +11,19 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from nstvis import devices, images
-from nstvis.probes import attribution
+from nstvis import attribution, devices, images
 from nstvis.runs import config
 from nstvis.runs.config import bounded, chosen
 from nstvis.runs.progress import Progress, track
-from nstvis.units import attributions, maxima, patches, report, scan, scan_file, verify
+from nstvis.units import (
+    maxima,
+    patch_attributions,
+    patches,
+    report,
+    scan,
+    scan_file,
+    verify,
+)
 from nstvis.units.patches import Pictures
 from nstvis.units.table import Layer
 
@@ -198,7 +205,7 @@ def _attribute(
     def batches() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
         for name, layer in layers.items():
             fields, params = target.fields[name], target.params
-            for batch in attributions.project(
+            for batch in patch_attributions.project(
                 network, params, name, layer, fields, pictures, settings.batch
             ):
                 yield name, *batch

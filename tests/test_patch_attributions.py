@@ -10,9 +10,8 @@ import pytest
 from jax import lax
 from test_patches import Noise
 
-from nstvis import images, models
-from nstvis.probes import attribution
-from nstvis.units import attributions, patches
+from nstvis import attribution, images, models
+from nstvis.units import patch_attributions, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, RankedPatches
 
@@ -79,9 +78,9 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, name, pictures, PLACES)
     field = max(max(fields.size(unit)) for unit in range(64))
-    side = attributions.window(ruled, params, field, fields.stride, SIZE)
+    side = patch_attributions.window(ruled, params, field, fields.stride, SIZE)
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
-    sides, carried = [], attributions._compiled
+    sides, carried = [], patch_attributions._compiled
 
     def counted(*which):
         def carry(params, images, *rest):
@@ -90,9 +89,11 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
 
         return carry
 
-    monkeypatch.setattr(attributions, "_compiled", counted)
+    monkeypatch.setattr(patch_attributions, "_compiled", counted)
     seen = set()
-    for found in attributions.project(ruled, params, name, layer, fields, pictures, 1):
+    for found in patch_attributions.project(
+        ruled, params, name, layer, fields, pictures, 1
+    ):
         for unit, rank, cell in zip(*found, strict=True):
             seen.add((unit, rank))
             place = layer.top.position[unit, rank]
@@ -121,7 +122,9 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     ruled = attribution.ruled(forward, "guided")
     pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, "conv2", pictures, [(9, 9)])
-    parts = attributions.project(ruled, params, "conv2", layer, fields, pictures, 1)
+    parts = patch_attributions.project(
+        ruled, params, "conv2", layer, fields, pictures, 1
+    )
     (((unit,), (rank,), (cell,)),) = parts
     place = layer.top.position[unit, rank]
     box, support = layer.top.box[unit, rank], fields.support(unit, *place)
@@ -152,7 +155,9 @@ def test_a_dense_layer_sees_the_whole_image_and_a_dead_unit_is_grey():
         }
     )
     found = np.zeros((count, 40, 40, 3), np.uint8)
-    parts = attributions.project(ruled, params, "fc6", layer, fields, pictures, 32)
+    parts = patch_attributions.project(
+        ruled, params, "fc6", layer, fields, pictures, 32
+    )
     for units, _, cells in parts:
         found[units] = cells
     assert (found[dead] == images.GREY).all()
@@ -173,7 +178,7 @@ def test_where_the_field_is_larger_than_the_image_only_the_image_is_attributed_t
     layer, fields = layer_of(forward, {}, "far", pictures, [(0, 0), (3, 3)], 40)
     assert patches.drawn_side(layer, fields) == 40
     ruled = attribution.ruled(forward, "deconvnet")
-    parts = attributions.project(ruled, {}, "far", layer, fields, pictures, 1)
+    parts = patch_attributions.project(ruled, {}, "far", layer, fields, pictures, 1)
     for _, _, (cell,) in parts:
         # The sum's gradient is the same all over what field and image share.
         assert cell.shape == (40, 40, 3)
@@ -182,7 +187,7 @@ def test_where_the_field_is_larger_than_the_image_only_the_image_is_attributed_t
 
 def test_networks_that_take_no_small_images_get_larger_windows():
     forward, params = models.load("alexnet_small", "random")
-    side = attributions.window(forward, params, 7, 2, SIZE)
+    side = patch_attributions.window(forward, params, 7, 2, SIZE)
     assert side < SIZE and side % 2 == 0
     with pytest.raises(ValueError, match="too small"):
         jax.eval_shape(forward, params, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
@@ -190,4 +195,4 @@ def test_networks_that_take_no_small_images_get_larger_windows():
     def fixed(params, images):
         return {"all": images.reshape(-1, SIZE * SIZE * 3)}
 
-    assert attributions.window(fixed, {}, 7, 2, SIZE) == SIZE
+    assert patch_attributions.window(fixed, {}, 7, 2, SIZE) == SIZE

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import images
+from nstvis import attribution, images
 from nstvis.models import Forward, Params
-from nstvis.probes import attribution
 from nstvis.units.patches import Pictures, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer, RankedPatches
