@@ -119,7 +119,7 @@ USAGE = {
 
 # Refused by what the arguments name.
 NAMED = {
-    "size": ("--config.size=-5", "size should be at least 1"),
+    "size": ("--config.size=-5", "size should be at least 32"),
     "content": ("--config.content={}/phto.jpg", "did you mean photo.jpg"),
     "broken": ("--config.content={}/broken.png", "broken.png: "),
     "weights": ("--config.weights={}/nowhere.safetensors", "nowhere.safetensors"),
