@@ -32,7 +32,7 @@ UNITS = {"conv1": 64, "conv2": 192, "conv3": 384, "conv4": 256, "conv5": 256}
 
 
 class Photographs:
-    """As `nstvis.units.patches.Pictures` shows them."""
+    """As `nstvis.units.patches.Images` shows them."""
 
     size = SIZE
 

@@ -33,8 +33,8 @@ from nstvis import images, models
 from nstvis.runs.config import Network, bounded
 from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
-from nstvis.synthesis.features import Row, Search, Settings, log_summary, parse_units
-from nstvis.units import atlas, scan_file, table
+from nstvis.synthesis.features import Row, Search, Settings, log_summary
+from nstvis.units import atlas, scan_file, table, unit_names
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Optimises the pictures that are missing, then writes sheets and the table."""
     forward, params = models.load(config.model, config.weights, seed=config.seed)
     counts = models.units(forward, params, config.size)
-    units = parse_units(config.units, counts)
+    units = unit_names.parse_list(config.units, counts)
     maxima = _maxima(config, forward, params)
     for layer, numbers in units.items():
         (workdir / "features" / layer).mkdir(parents=True, exist_ok=True)

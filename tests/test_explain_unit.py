@@ -176,9 +176,9 @@ def test_without_an_atlas_it_scans_the_layer(finished, tmp_path, monkeypatch):
     [
         ("conv2:192", "no unit 192 in conv2: there are 0 to 191"),
         ("conv6:1", "no layer 'conv6': did you mean 'conv5'?"),
-        ("conv2", "unit=conv2 should be LAYER:NUMBER"),
-        (":1", "unit=:1 should be LAYER:NUMBER"),
-        ("conv2:-1", "unit=conv2:-1 should be LAYER:NUMBER"),
+        ("conv2", "'conv2' should be LAYER:NUMBER"),
+        (":1", "':1' should be LAYER:NUMBER"),
+        ("conv2:-1", "'conv2:-1' should be LAYER:NUMBER"),
     ],
 )
 def test_units_that_do_not_exist_are_refused_before_a_scan(

@@ -16,7 +16,7 @@ from nstvis import images, models
 from nstvis.runs import config as configs
 from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features
-from nstvis.units import atlas, scan_file, table
+from nstvis.units import atlas, scan_file, table, unit_names
 from nstvis.units import maxima as running
 
 STILL = features.Settings(
@@ -185,7 +185,7 @@ def test_a_search_climbs(network):
 
 def test_units_are_named_alone_or_by_layer():
     counts = {"conv1": 3, "a:b": 2}
-    parse = features.parse_units
+    parse = unit_names.parse_list
     assert parse("conv1:1", counts) == {"conv1": [1]}
     assert parse("conv1:2, conv1:0,conv1:2", counts) == {"conv1": [0, 2]}
     assert parse("a:b:*,conv1:1", counts) == {"a:b": [0, 1], "conv1": [1]}
@@ -194,16 +194,16 @@ def test_units_are_named_alone_or_by_layer():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("conv1", "should be LAYER:NUMBER or LAYER"),
-        ("conv1:x", "should be LAYER:NUMBER or LAYER"),
-        ("", "should be LAYER:NUMBER or LAYER"),
+        ("conv1", "should be LAYER:NUMBER"),
+        ("conv1:x", "should be LAYER:NUMBER"),
+        ("", "should be LAYER:NUMBER"),
         ("cnv1:0", "did you mean 'conv1'"),
-        ("conv1:3", "no unit conv1:3: there are 0 to 2"),
+        ("conv1:3", "no unit 3 in conv1: there are 0 to 2"),
     ],
 )
 def test_wrong_units_are_refused_with_advice(text, message):
     with pytest.raises(ValueError, match=message):
-        features.parse_units(text, {"conv1": 3})
+        unit_names.parse_list(text, {"conv1": 3})
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
 def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     forward, params = network("conv3")
     ruled = attribution.ruled(forward, rule)
-    pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
+    pictures = patches.Images([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, name, pictures, PLACES)
     field = max(max(fields.size(unit)) for unit in range(64))
     side = patch_attributions.window(ruled, params, field, fields.stride, SIZE)
@@ -120,7 +120,7 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
     forward, params = network()
     forward = functools.partial(placed, forward)
     ruled = attribution.ruled(forward, "guided")
-    pictures = patches.Pictures([Noise(3, size=SIZE)], SIZE)
+    pictures = patches.Images([Noise(3, size=SIZE)], SIZE)
     layer, fields = layer_of(forward, params, "conv2", pictures, [(9, 9)])
     parts = patch_attributions.project(
         ruled, params, "conv2", layer, fields, pictures, 1
@@ -137,7 +137,7 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
 def test_a_dense_layer_sees_the_whole_image_and_a_dead_unit_is_grey():
     forward, params = models.load("alexnet_small", "bundled", last="fc6")
     ruled = attribution.ruled(forward, "deconvnet")
-    pictures = patches.Pictures([Noise(3, size=40)], 40)
+    pictures = patches.Images([Noise(3, size=40)], 40)
     fields = receptive_fields(forward, params, 40, 40)["fc6"]
     scores = np.asarray(forward(params, images_of(pictures, [0]))["fc6"])[0]
     count, dead = len(scores), int(scores.argmin())
@@ -174,7 +174,7 @@ def test_where_the_field_is_larger_than_the_image_only_the_image_is_attributed_t
         )
         return {"far": jax.nn.relu(total)}
 
-    pictures = patches.Pictures([Noise(3, size=40)], 40)
+    pictures = patches.Images([Noise(3, size=40)], 40)
     layer, fields = layer_of(forward, {}, "far", pictures, [(0, 0), (3, 3)], 40)
     assert patches.drawn_side(layer, fields) == 40
     ruled = attribution.ruled(forward, "deconvnet")

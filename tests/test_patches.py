@@ -110,7 +110,7 @@ def best(network, source, ranks=3):
 
 
 def verified(network, source, claims, batch=4):
-    pictures = patches.Pictures([source], source.images.shape[1])
+    pictures = patches.Images([source], source.images.shape[1])
     return verify.verify(*network, LAYERS, claims, pictures, batch)
 
 
@@ -157,7 +157,7 @@ def test_images_that_have_changed_are_noticed(network):
 
 def test_pictures_of_several_data_sets_are_in_a_row():
     first, second = Noise(3, 1), Noise(4, 2)
-    pictures = patches.Pictures([first, second], 40)
+    pictures = patches.Images([first, second], 40)
     np.testing.assert_array_equal(pictures[2], first.images[2])
     np.testing.assert_array_equal(pictures[5], second.images[2])
     with pytest.raises(IndexError):
@@ -253,7 +253,7 @@ def test_a_patch_is_the_field_in_the_image(network):
     top = ranked(np.ones((64, 3), np.float32), image.astype(np.int32), fields)
     top.position[:] = 6, 4
     top.box[:] = fields.boxes(np.zeros((64, 3), int), top.position)
-    pictures = patches.Pictures([source], 40)
+    pictures = patches.Images([source], 40)
     found = list(
         patches.pick(made_layer(top, 64), fields, pictures, 2, deduplicate=True)
     )

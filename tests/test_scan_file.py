@@ -70,6 +70,17 @@ def test_a_scan_is_read_as_it_was_written(classes, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"]
 
 
+def test_a_scan_from_before_the_new_names_is_read(tmp_path):
+    path = tmp_path / "scan.npz"
+    scan_file.save(path, state(), about())
+    with np.load(path) as file:
+        arrays = dict(file)
+    old = str(arrays["about"]).replace('"deduplicate"', '"suppress"')
+    assert "suppress" in old
+    np.savez(path, **arrays | {"about": np.array(old)})
+    assert scan_file.load(path)[1] == about()
+
+
 def test_what_is_no_scan_is_refused(tmp_path):
     path = tmp_path / "scan.npz"
     with pytest.raises(FileNotFoundError):

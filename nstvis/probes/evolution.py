@@ -160,7 +160,7 @@ def epochs(
 
 def _sample(target: scan.Target, count: int) -> np.ndarray:
     """Images that are not damaged, uint8 `[images, size, size, 3]`."""
-    pictures = patches.Pictures(target.sources, target.about.size)
+    pictures = patches.Images(target.sources, target.about.size)
     total, images = sum(map(len, target.sources)), []
     for index in np.linspace(0, total - 1, min(count, total)).astype(int):
         try:
@@ -271,7 +271,7 @@ def pictures(
         Unit to its patch's attribution and the patch, uint8 `[side, side, 3]`.
     """
     record, fields = epoch.layers[layer], target.fields[layer]
-    images = patches.Pictures(target.sources, target.about.size)
+    images = patches.Images(target.sources, target.about.size)
     index = np.full_like(record.top.image, -1)
     index[units, 0] = activated(record.top)[units, 0]
     if (index < 0).all():

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from jax import Array
 from nstvis import devices, models
 from nstvis.runs import config
 from nstvis.runs.config import Seed, bounded, chosen
-from nstvis.runs.registry import unknown
 from nstvis.synthesis import canvas, losses, minimize, transforms
 
 logger = logging.getLogger(__name__)
@@ -54,33 +53,6 @@ class Settings(Seed):
     # Weight of the mean squared difference of neighbouring pixels, in 0..1, which
     # smooths. A channel, whose mean is lower than its peaks, needs less, about 30.
     tv: float = bounded(300.0, least=0, most=1e12)
-
-
-def parse_units(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Parses `conv4:7,conv5:*` to each layer's unit numbers, in order.
-
-    Args:
-        text: Units, separated by commas.
-        counts: Layer to its number of units.
-
-    Raises:
-        ValueError: There is no such unit, or the text names none.
-    """
-    units: dict[str, set[int]] = {}
-    for part in text.replace(" ", "").split(","):
-        layer, _, number = part.rpartition(":")
-        if not layer or not (number == "*" or number.isdecimal()):
-            raise ValueError(
-                f"{part!r} in units={text} should be LAYER:NUMBER or LAYER:*, such as"
-                " conv5:17"
-            )
-        if layer not in counts:
-            raise ValueError(unknown("layer", layer, counts))
-        whole = range(counts[layer])
-        if number != "*" and int(number) not in whole:
-            raise ValueError(f"no unit {part}: there are 0 to {whole[-1]}")
-        units.setdefault(layer, set()).update(whole if number == "*" else [int(number)])
-    return {layer: sorted(numbers) for layer, numbers in units.items()}
 
 
 class Visualization(NamedTuple):

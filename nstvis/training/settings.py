@@ -36,7 +36,7 @@ class Settings(Dataset, Batches, Workers, Seed, Resumable):
     # Largest relative change of brightness, contrast and saturation.
     color: float = bounded(0.2, least=0, most=1)
     # Decay per step of the moving average of the weights.
-    ema: float = bounded(0.999, least=0, most=1)
+    ema: float = bounded(0.999, least=0, below=1)
     # Seconds between two checkpoints; there is one after each epoch, too.
     checkpoint_every: float = bounded(300.0, least=0)
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from nstvis import attribution, images
 from nstvis.models import Forward, Params
-from nstvis.units.patches import Pictures, crop, drawn_side, fitted
+from nstvis.units.patches import Images, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer, RankedPatches
 
@@ -40,7 +40,7 @@ def project(
     name: str,
     layer: Layer,
     fields: Fields,
-    pictures: Pictures,
+    pictures: Images,
     batch: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Attributes the activations of a layer's top-activating patches to their pixels.
@@ -113,7 +113,7 @@ def _through_windows(
     params: Params,
     units: np.ndarray,
     patches: RankedPatches,
-    pictures: Pictures,
+    pictures: Images,
     stride: int,
     side: int,
 ) -> _Windows:

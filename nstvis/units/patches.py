@@ -18,7 +18,7 @@ from nstvis.units.table import Layer
 DRAWN = 96  # pixels, at most, of a patch's side as it is drawn
 
 
-class Pictures:
+class Images:
     """Images of data sets in a row as the network sees them, by index, and kept a while.
 
     Args:
@@ -114,7 +114,7 @@ def drawn_side(layer: Layer, fields: Fields) -> int:
 
 
 def pick(
-    layer: Layer, fields: Fields, pictures: Pictures, k: int, deduplicate: bool
+    layer: Layer, fields: Fields, pictures: Images, k: int, deduplicate: bool
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Picks and crops each unit's top-activating patches.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nstvis import images
 from nstvis.units import atlas, contact_sheets, maxima, scan
-from nstvis.units.patches import Pictures
+from nstvis.units.patches import Images
 from nstvis.units.table import Layer, Table, save
 
 SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
@@ -20,7 +20,7 @@ def table(
     target: scan.Target,
     state: maxima.State,
     layers: Mapping[str, Layer],
-    pictures: Pictures,
+    pictures: Images,
 ) -> Table:
     """Returns what was found, with the layers' top-activating patches as they are."""
     about = target.about
@@ -48,7 +48,7 @@ def write(
     table: Table,
     drawn: Mapping[str, np.ndarray],
     panels: Mapping[str, atlas.Panel],
-    pictures: Pictures,
+    pictures: Images,
     seed: int,
 ) -> None:
     """Writes `units.npz`, the contact sheets, and the atlas.
@@ -87,7 +87,7 @@ def _images(layers: Mapping[str, Layer], parts: Sequence[str]) -> list[int]:
     return indices[indices >= 0].tolist()
 
 
-def _thumbnails(layers: Mapping[str, Layer], pictures: Pictures) -> dict[int, bytes]:
+def _thumbnails(layers: Mapping[str, Layer], pictures: Images) -> dict[int, bytes]:
     """Returns the whole images, as the atlas shows them, by index."""
     encoded = {}
     for index in _images(layers, ("top", "least")):

@@ -143,7 +143,7 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
     )
     try:
         with path.open("rb") as opened, np.load(opened) as file:
-            about = About(**json.loads(str(file["about"])))
+            about = _about(json.loads(str(file["about"])))
             leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -152,6 +152,12 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no scan: {error}") from error
     return jax.tree.unflatten(like, leaves), about
+
+
+def _about(content: dict[str, Any]) -> About:
+    if "suppress" in content:  # its name before 2026-11-25
+        content["deduplicate"] = content.pop("suppress")
+    return About(**content)
 
 
 def merge(paths: Sequence[pathlib.Path]) -> tuple[maxima.State, About]:

@@ -24,7 +24,7 @@ from nstvis.units import (
     scan_file,
     verify,
 )
-from nstvis.units.patches import Pictures
+from nstvis.units.patches import Images
 from nstvis.units.table import Layer
 
 RESULTS = ["index.html", "sheets", "units.npz", "scan.npz"]
@@ -146,7 +146,7 @@ def _report(
     settings: Settings, workdir: pathlib.Path, target: scan.Target, state: maxima.State
 ) -> None:
     """Verifies a scan, and writes what it found."""
-    pictures = Pictures(target.sources, target.about.size)
+    pictures = Images(target.sources, target.about.size)
     verify.verify(
         target.forward,
         target.params,
@@ -163,7 +163,7 @@ def _report(
 
 
 def _crop(
-    target: scan.Target, candidates: Mapping[str, Layer], pictures: Pictures
+    target: scan.Target, candidates: Mapping[str, Layer], pictures: Images
 ) -> tuple[dict[str, Layer], dict[str, np.ndarray]]:
     """Picks each unit's patches; returns layers with these alone, and what they show."""
     about = target.about
@@ -194,7 +194,7 @@ def _attribute(
     target: scan.Target,
     layers: Mapping[str, Layer],
     drawn: Mapping[str, np.ndarray],
-    pictures: Pictures,
+    pictures: Images,
 ) -> dict[str, dict[int, np.ndarray]]:
     """Returns the patches' attributions, by layer and unit; none if none are wanted."""
     if not settings.attribution:

@@ -1,4 +1,4 @@
-"""Names of units: LAYER:NUMBER, such as conv2:17."""
+"""Names of units: LAYER:NUMBER, such as conv2:17, or LAYER:* for all of a layer."""
 
 from collections.abc import Mapping
 
@@ -13,8 +13,27 @@ def parse(name: str) -> tuple[str, int]:
     """
     layer, _, digits = name.rpartition(":")
     if not layer or not digits.isdecimal():
-        raise ValueError(f"unit={name} should be LAYER:NUMBER, such as conv2:17")
+        raise ValueError(f"{name!r} should be LAYER:NUMBER, such as conv2:17")
     return layer, int(digits)
+
+
+def parse_list(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Parses `conv4:7,conv5:*` to each layer's unit numbers, in order.
+
+    Args:
+        text: Units, separated by commas.
+        counts: Layer to its number of units.
+
+    Raises:
+        ValueError: There is no such unit, or the text names none.
+    """
+    units: dict[str, set[int]] = {}
+    for name in text.replace(" ", "").split(","):
+        layer, number = parse(name.replace(":*", ":0"))
+        check(counts, layer, number)
+        numbers = range(counts[layer]) if name.endswith(":*") else [number]
+        units.setdefault(layer, set()).update(numbers)
+    return {layer: sorted(numbers) for layer, numbers in units.items()}
 
 
 def check(counts: Mapping[str, int], layer: str, number: int) -> None:

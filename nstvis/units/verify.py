@@ -12,7 +12,7 @@ from jax import Array
 from nstvis.models import Forward, Params
 from nstvis.runs.progress import track
 from nstvis.units import maxima
-from nstvis.units.patches import Pictures
+from nstvis.units.patches import Images
 
 
 class _Claims(NamedTuple):
@@ -31,7 +31,7 @@ def verify(
     params: Params,
     layers: Mapping[str, int],
     best: maxima.Best,
-    pictures: Pictures,
+    pictures: Images,
     batch: int,
 ) -> int:
     """Recomputes the activations of top-activating patches from their images.
@@ -123,7 +123,7 @@ def _refuse_wrong(
     scores: np.ndarray,
     tolerance: np.ndarray,
     layers: Mapping[str, int],
-    pictures: Pictures,
+    pictures: Images,
 ) -> None:
     error = np.abs(scores - claims.score)
     wrong = np.flatnonzero(~(error <= tolerance[claims.unit]))  # NaN is wrong
