@@ -132,6 +132,7 @@ def strongest(activations):
     return units, np.stack(np.divmod(maps.argmax(1), columns), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", CHAINS)
 def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
     forward, params = random_network(model, last="conv5")
@@ -314,6 +315,7 @@ def with_relu(rule):
     return attributed(two_layers(jax.nn.relu), rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relu", RELUS)
 def test_every_relu_gets_the_rule(relu):
     forward = two_layers(RELUS[relu])
@@ -355,6 +357,7 @@ def test_a_rule_that_does_not_exist_is_refused():
         attribution.ruled(two_layers(jax.nn.relu), "guidde")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "pooling"),
     [("alexnet_small", "max"), ("alexnet_small", "average"), ("zfnet", "max")],

@@ -70,6 +70,7 @@ def test_a_fourier_canvas_is_a_sum_of_waves(height, width):
     np.testing.assert_allclose(drawn, colors(components), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", canvas.KINDS)
 def test_a_canvas_starts_nearly_grey_and_every_pixel_can_move(kind):
     height, width = 7, 10

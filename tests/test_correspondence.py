@@ -104,6 +104,7 @@ def filters():
     return np.random.default_rng(1).normal(0, 0.1, (5, 3, 3, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 3, 7, 100])
 def test_what_masks_change_is_brute_force_s(filters, batch):
     rng = np.random.default_rng(0)
@@ -288,6 +289,7 @@ def config(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_interrupted_it_resumes_and_ends_the_same(config, tmp_path, monkeypatch):
     measured = correspondence.Comparison.__call__
     calls = []

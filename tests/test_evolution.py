@@ -25,8 +25,6 @@ from nstvis.training.settings import Settings
 from nstvis.units import scan
 from nstvis.units.table import RankedPatches
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 IMAGES, SIZE, EPOCHS = 96, 24, (1, 2, 3)
 LAYERS = {"conv1": 4, "conv2": 6}
 

@@ -112,7 +112,7 @@ def paint(folder, workdir, content, *styles, **changes):
 
 
 @pytest.fixture(scope="module")
-def one_style(folder, compiled_once):
+def one_style(folder):
     """The workdir of a run with one of the two styles, written as JPEG."""
     return paint(folder, folder / "one", "content.png", "rough.png", output="G.jpg")
 

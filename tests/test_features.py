@@ -46,7 +46,6 @@ QUICK = [
 
 
 # Most searches here run the same program.
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def settings(**changes):
@@ -78,6 +77,7 @@ def weights():
     return np.random.default_rng(0).normal(size=(3, 6 * 6 * 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", canvas.KINDS)
 def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it(
     weights, kind
@@ -95,6 +95,7 @@ def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it
         assert activation == pytest.approx(seen, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_inactive_unit_has_a_gradient_before_its_relu_alone(weights):
     on, off = (
         find(linear, weights, name, settings(steps=10), [1], 3)[0].activation
@@ -119,6 +120,7 @@ def objective_of(network, layer, picture, unit, **changes):
     return float(loss), {name: np.asarray(x) for name, x in seen.items()}
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_activation_at_the_middle_or_the_mean(network):
     picture = np.random.default_rng(1).uniform(0, 255, (1, 11, 14, 3)).astype("float32")
     loss, seen = objective_of(network, "conv2", picture, 4)
@@ -131,6 +133,7 @@ def test_the_objective_is_the_activation_at_the_middle_or_the_mean(network):
         assert loss == pytest.approx(-seen["logits"][0, 2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_penalties_are_added(network):
     picture = np.random.default_rng(1).uniform(0, 255, (1, 9, 8, 3)).astype("float32")
     without, _ = objective_of(network, "conv1", picture, 0)
@@ -141,6 +144,7 @@ def test_penalties_are_added(network):
     assert both - without == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_unit_s_picture_depends_on_its_seed_and_on_nothing_beside_it(network):
     forward, params = conv_network(network)
 
@@ -155,6 +159,7 @@ def test_a_unit_s_picture_depends_on_its_seed_and_on_nothing_beside_it(network):
     assert len({found.picture.tobytes() for found in whole}) == 3
 
 
+@pytest.mark.slow
 def test_a_unit_without_a_finite_loss_spoils_no_other(weights):
     def broken(weights, images):
         no_number = jnp.array([[0, jnp.nan, 0]])
@@ -169,6 +174,7 @@ def test_a_unit_without_a_finite_loss_spoils_no_other(weights):
         find(broken, weights, "lin", settings(steps=30), [1], 3)
 
 
+@pytest.mark.slow
 def test_a_search_climbs(network):
     forward, params = conv_network(network)
     how = features.Settings(size=12, steps=1)

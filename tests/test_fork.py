@@ -121,6 +121,7 @@ def to_torch(torch, images):
     return torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (75, 97)])
 def test_resnet18_is_pytorchs(torch, twin, size):
     network, forward, params = twin
@@ -166,6 +167,7 @@ def one_channel(name, param):
     return param[:1]
 
 
+@pytest.mark.slow
 def test_receptive_fields_of_resnet18():
     forward, params = models.load(
         "resnet18", "random", pooling="average", last="layer4_2"
@@ -236,6 +238,7 @@ def normed(torch, tmp_path_factory):
     return str(path), twin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".npz"])
 def test_norm_layers_are_pytorchs(torch, normed, tmp_path, suffix):
     name, twin = normed
@@ -327,6 +330,7 @@ def plain(tmp_path_factory):
     return str(folder / "plain.py"), str(folder / "weights.npz")
 
 
+@pytest.mark.slow
 def test_a_plain_function_is_a_network(plain):
     name, path = plain
     assert models.layers(name) == PLAIN_LAYERS
@@ -430,6 +434,7 @@ def init(seed):
 """
 
 
+@pytest.mark.slow
 def test_a_linen_network_takes_pytorchs_weights(torch, tmp_path):
     (tmp_path / "linen.py").write_text(LINEN)
     nn = torch.nn

@@ -23,6 +23,7 @@ def load(folder, **options):
     return inputs.load(inputs.Inputs(**options))
 
 
+@pytest.mark.slow
 def test_the_class_is_the_data_set_s_or_the_network_s_prediction(goldfish):
     loaded = load(goldfish, image="0,1,2")
     by_name = {image.name: image for image in loaded.images}

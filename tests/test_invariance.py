@@ -106,6 +106,7 @@ def test_the_amounts_are_the_paper_s():
 # The comparison.
 
 
+@pytest.mark.slow
 def test_distances_are_numpy_s():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(75, 4)).astype(np.float32) / 100
@@ -130,6 +131,7 @@ def test_distances_are_numpy_s():
     np.testing.assert_allclose(found[2], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mean_over_all_pixels_does_not_mind_where_things_are():
     image = np.tile(FILL, (40, 40, 1))
     image[15:25, 12:28] = noise(10, 16, 3)
@@ -183,6 +185,7 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_table_has_every_change_of_every_picture(pictures, undrawn):
     assert run(toy(pictures, label="1,0"), pictures / "run") == [
         "invariance.png",

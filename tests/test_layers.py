@@ -71,6 +71,7 @@ def check_max_pool(x, ours, xlas):
 
 
 # Few distinct values make ties, which must go the same way.
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 10**6], ids=["ties", "no ties"])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_max_pool_and_its_gradient_are_xlas(window, most):
@@ -106,6 +107,7 @@ def test_max_pool_and_its_gradient_are_pytorchs(torch, window):
     np.testing.assert_array_equal(gradient, nhwc(theirs.grad))
 
 
+@pytest.mark.slow
 def test_a_tie_goes_to_the_first_maximum():
     x = jnp.full((1, 5, 5, 1), -3.0)
     gradient = jax.grad(lambda x: layers.max_pool(x, 2, 2).sum())(x)
@@ -118,6 +120,7 @@ def test_a_tie_goes_to_the_first_maximum():
     np.testing.assert_array_equal(gradient[0, :, :, 0], np.outer(rows, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, stride, padding", CONVS)
 def test_a_strided_conv_and_its_gradients_are_xlas(size, stride, padding):
     shape = (2, 31, 22, 2)  # most windows fit in one direction and not in the other
@@ -144,6 +147,7 @@ def test_a_strided_conv_and_its_gradients_are_xlas(size, stride, padding):
         np.testing.assert_array_equal(mine, reference)
 
 
+@pytest.mark.slow
 def test_a_conv_keeps_the_size_unless_told_otherwise():
     x = jnp.zeros((1, 9, 12, 2))
     for size in (3, 5):
@@ -168,6 +172,7 @@ def test_pool_knows_max_and_average_only():
         layers.pool("median", 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [3, 6])
 @pytest.mark.parametrize("size", [(6, 6), (1, 1), (2, 5), (7, 13), (18, 3)])
 def test_the_cells_of_a_dense_layer_are_pytorchs(torch, grid, size):

@@ -203,6 +203,7 @@ def neural_style_pt(torch, params, content, painting, canvas):
     return loss.item(), canvas.grad.numpy()
 
 
+@pytest.mark.slow
 def test_the_preset_neural_style_is_neural_style_pt():
     torch = pytest.importorskip(
         "torch", reason="the oracle is PyTorch: pip install -r requirements-peers.txt"

@@ -167,6 +167,7 @@ def test_only_means_are_rounded_by_how_the_images_come():
                 np.testing.assert_allclose(a, b, atol=close, rtol=close)
 
 
+@pytest.mark.slow
 def test_parts_merge_in_any_order_and_grouping():
     known, labels = activations(45, 3), np.arange(45) % 3
     parts = [
@@ -180,6 +181,7 @@ def test_parts_merge_in_any_order_and_grouping():
         check(merged, known, labels)
 
 
+@pytest.mark.slow
 def test_nothing_changes_what_is_merged_with_nothing():
     known, labels = activations(20, 4), np.arange(20) % 3
     state = scanned(known, labels, np.arange(20), 8)
@@ -189,6 +191,7 @@ def test_nothing_changes_what_is_merged_with_nothing():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_images_of_another_part_are_counted_on():
     known, labels = activations(30, 5), np.arange(30) % 3
     first = scanned(known, labels, np.arange(20), 8)
@@ -197,6 +200,7 @@ def test_images_of_another_part_are_counted_on():
     check(maxima.merge(first, maxima.shifted(second, 20)), known, labels)
 
 
+@pytest.mark.slow
 def test_the_first_image_that_is_not_finite_is_told():
     known, labels = activations(30, 6), np.zeros(30, int)
     known["conv"][17, 1, 2, 3] = np.nan

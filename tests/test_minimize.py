@@ -64,6 +64,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_gradient_descent_steps_down_the_gradient_within_0_and_255():
     canvas = picture()
     # Powers of two, so that no rounding blurs the comparison.
@@ -118,6 +119,7 @@ def test_metrics_are_those_of_the_canvas_before_the_step():
     assert reports[0]["brightness"] == pytest.approx(float(canvas.mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @EVERY_OPTIMIZER
 def test_two_halves_are_one_run_bit_for_bit(optimizer):
     step = minimize.make_step(noisy, optimizer)
@@ -130,6 +132,7 @@ def test_two_halves_are_one_run_bit_for_bit(optimizer):
     assert first + second == reports
 
 
+@pytest.mark.slow
 def test_every_step_has_a_key_of_its_own():
     _, reports = run(noisy, optax.sgd(0.0), picture(), 5)
     assert len({float(report["J"]) for report in reports}) == 5
@@ -215,6 +218,7 @@ def test_the_best_canvas_is_the_one_with_the_lowest_loss():
 # From one size to the next.
 
 
+@pytest.mark.slow
 def test_enlarge_carries_adams_moments():
     optimizer = optax.adam(4.0)
     state, _ = run(quadratic, optimizer, picture(), 3)
@@ -230,6 +234,7 @@ def test_enlarge_carries_adams_moments():
     assert larger.best_loss == jnp.inf
 
 
+@pytest.mark.slow
 @EVERY_OPTIMIZER
 def test_an_enlarged_state_can_be_optimised(optimizer):
     step = minimize.make_step(quadratic, optimizer)
@@ -241,6 +246,7 @@ def test_an_enlarged_state_can_be_optimised(optimizer):
     assert state.best.shape == (1, 6, 7, 3)
 
 
+@pytest.mark.slow
 def test_enlarge_starts_lbfgs_anew():
     optimizer = optax.lbfgs(memory_size=3)
     state, _ = run(quadratic, optimizer, picture(), 3, data=jnp.float32(0.01))
@@ -248,6 +254,7 @@ def test_enlarge_starts_lbfgs_anew():
     assert_same(larger.optimizer, optimizer.init(larger.canvas))
 
 
+@pytest.mark.slow
 def test_lbfgs_beats_gradient_descent_on_an_ill_conditioned_quadratic():
     canvas = picture()
     weights = jnp.logspace(-3, 0, canvas.size).reshape(canvas.shape)

@@ -239,6 +239,7 @@ def check_against_twin(name, twin, torch, forward, params, images):
         assert worst < 1e-4, layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes, last",
     [
@@ -396,6 +397,7 @@ def field_of(gradient):
     return rows[0], rows[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_receptive_fields_are_the_papers(name):
     side, fields = FIELDS[name]

@@ -66,6 +66,7 @@ def slid(forward, layer, image, square, stride, batch, unit=0, label=0, params=(
 # The square.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("square", [1, 4, 5, 21])
 def test_the_square_is_where_it_should_be(square):
     image = noise(21, 30, 3)
@@ -103,6 +104,7 @@ def network():
     return forward, params, alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("square", "stride", "batch"), [(9, 5, 7), (4, 6, 64)])
 def test_the_maps_are_those_of_squares_one_at_a_time(network, square, stride, batch):
     forward, params, alone = network
@@ -198,6 +200,7 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures, undrawn):
     assert run(toy(pictures, label="0"), pictures / "run") == [
         "occlusion.png",
@@ -215,6 +218,7 @@ def test_it_finds_the_pixel_of_a_network_of_one_s_own(pictures, undrawn):
         assert float(row["activity"]) == (0 if hidden else 55)
 
 
+@pytest.mark.slow
 def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
     run(toy(pictures, unit="conv1", rule="guided"), pictures / "run")
     for file in ("0.npz", "1.npz"):
@@ -233,6 +237,7 @@ def test_what_it_keeps_is_the_strongest_unit_s(pictures, undrawn):
         assert found["probability"] == pytest.approx(1 / (1 + np.exp(-10)))
 
 
+@pytest.mark.slow
 def test_interrupted_it_resumes_and_ends_the_same(pictures, undrawn, monkeypatch):
     config, write = toy(pictures), occlusion._write
     run(config, pictures / "whole")

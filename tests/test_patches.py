@@ -114,6 +114,7 @@ def verified(network, source, claims, batch=4):
     return verify.verify(*network, LAYERS, claims, pictures, batch)
 
 
+@pytest.mark.slow
 def test_true_patches_are_verified(network):
     source = Noise(11)
     claims = best(network, source)

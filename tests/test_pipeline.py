@@ -131,6 +131,7 @@ SHARING = {
 # Order.
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(**SHARING, seed=st.integers(0, 2**31))
 def test_every_epoch_has_every_image_once(length, hosts, local, seed):

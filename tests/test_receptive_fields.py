@@ -266,6 +266,7 @@ TOYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
 def test_a_unit_depends_on_its_support(toy):
     check_exact(toy, tight=toy is not padded)
@@ -368,6 +369,7 @@ BOUNDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDED)
 def test_no_operation_sees_more_than_is_said(name):
     def forward(_, x):
@@ -385,6 +387,7 @@ def test_no_operation_sees_more_than_is_said(name):
 WINDOW = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 2))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     image=st.tuples(*[st.integers(7, 16)] * 2),
@@ -491,6 +494,7 @@ def thin(inputs, outputs, size, **options):
     return layers.conv(min(3, inputs), min(3, outputs), size, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, height, width",
     [

@@ -35,7 +35,6 @@ NAMES = ["content_conv1", "content_conv2", "style_conv1", "style_conv1-conv2"]
 
 
 # Most runs here run the same program.
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +65,7 @@ def noise(seed):
     return np.random.default_rng(seed).uniform(0, 255, shape).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_each_picture_has_its_own_layers_and_no_others(folder):
     """All losses at once, against equations 1 and 4 in NumPy for each picture alone."""
     forward, params = models.load(str(folder / "two.py"), "random")
@@ -102,6 +102,7 @@ def test_each_picture_has_its_own_layers_and_no_others(folder):
     np.testing.assert_allclose(losses, np.array(expected) + smooth, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_style_alone_are_rolled(folder):
     forward, params = models.load(str(folder / "two.py"), "random")
     content, style, canvas = (jnp.asarray(noise(i)) for i in range(3))
@@ -191,6 +192,7 @@ def test_finished_it_says_so(folder, whole):
     assert f"finished already: {whole / 'reconstruct.png'}" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_first_layer_gives_the_content_back(folder):
     originals = [images.read(folder / f"{x}.png") for x in ("content", "style")]
     settings = config(folder, steps=150, gamma=0.0)

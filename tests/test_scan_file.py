@@ -60,6 +60,7 @@ def other_part(split="b"):
     return dataclasses.replace(about(), parts=[about().parts[0] | {"split": split}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_scan_is_read_as_it_was_written(classes, tmp_path):
     known = state(classes=classes)
@@ -101,6 +102,7 @@ def saved(tmp_path, *scans):
     return paths
 
 
+@pytest.mark.slow
 def test_parts_are_numbered_after_one_another(tmp_path):
     paths = saved(tmp_path, about(), other_part("b"), other_part("c"))
     merged, of = scan_file.merge(paths)
@@ -112,6 +114,7 @@ def test_parts_are_numbered_after_one_another(tmp_path):
     assert_same(again, merged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -149,6 +152,7 @@ def network_hash(size=32, **how):
     return scan_file.network_hash(*models.load("alexnet_small", **how), size)
 
 
+@pytest.mark.slow
 def test_the_network_s_hash_tells_parameters_preprocessing_and_size():
     hashes = [
         network_hash(),

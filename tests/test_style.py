@@ -31,7 +31,6 @@ QUICK = style.Settings(
 
 
 # Most transfers here run the same program.
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def quick(**changes):
@@ -70,6 +69,7 @@ def batch(image):
 # The picture that comes out.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size, expected", [((100, 75), (100, 75)), ((57, 101), (56, 100))]
 )
@@ -78,6 +78,7 @@ def test_the_result_has_the_contents_aspect_ratio(size, expected):
     assert (result.mode, result.size) == ("RGB", expected)
 
 
+@pytest.mark.slow
 def test_the_result_has_the_contents_transparency():
     content = picture(80, 64, mode="RGBA")
     content.putalpha(Image.linear_gradient("L").resize((80, 64)))
@@ -87,6 +88,7 @@ def test_the_result_has_the_contents_transparency():
     np.testing.assert_array_equal(result.getchannel("A"), expected)
 
 
+@pytest.mark.slow
 def test_sizes_go_from_coarse_to_fine():
     painting = style.StyleTransfer(CONTENT, [STYLE], quick(size=80, scales=2))
     moments = [(m.step, m.state.canvas.shape) for m in painting.run()]
@@ -95,12 +97,14 @@ def test_sizes_go_from_coarse_to_fine():
     assert dict(moments) == {n: coarse if n <= 3 else fine for n in range(7)}
 
 
+@pytest.mark.slow
 def test_a_seed_decides_every_byte():
     first, again, other = (paint(seed=seed).tobytes() for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preserve_color", ["no", "luminance", "histogram"])
 @pytest.mark.parametrize("name", ["black", "orange"])
 def test_pictures_of_a_single_color_are_painted(name, preserve_color):
@@ -113,12 +117,14 @@ def test_pictures_of_a_single_color_are_painted(name, preserve_color):
 # The objective.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", LEARNING_RATES)
 def test_every_optimizer_lowers_the_loss(optimizer):
     reports = losses(optimizer=optimizer, steps=20, jitter=0)
     assert reports[-1]["J"] < 0.8 * reports[0]["J"]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     weights = {"alpha": 3.0, "beta": 7.0, "gamma": 0.5}
     for report in losses(**weights):
@@ -134,6 +140,7 @@ def targets_of(network, settings, styles=()):
     return make_targets(params, batch(CONTENT), list(styles) or [batch(STYLE)])
 
 
+@pytest.mark.slow
 def test_layers_have_the_weights_given(network):
     contributions = []
     for layers in ("conv1:2", "conv2:0.5", "conv1:2,conv2:0.5"):
@@ -145,6 +152,7 @@ def test_layers_have_the_weights_given(network):
     assert contributions[2] == pytest.approx(sum(contributions[:2]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_styles_are_blended_by_their_weights(network):
     styles = [batch(STYLE), batch(picture(40, 40, seed=2))]
 
@@ -159,6 +167,7 @@ def test_styles_are_blended_by_their_weights(network):
             np.testing.assert_allclose(gram, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_jitter_rolls_canvas_and_content_alike(network):
     forward, params = network
     rolling = quick(jitter=3, units="neural_style", beta=1.0, gamma=0.0)
@@ -203,6 +212,7 @@ def test_jitter_leaves_the_variation_alone(network):
     assert len({float(x["TV"]) for x in metrics}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style_loss", ["gram", "sliced"])
 def test_lbfgs_has_the_same_objective_at_every_step(network, sliced, style_loss):
     path = sliced if style_loss == "sliced" else style_loss
@@ -249,6 +259,7 @@ def sliced(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_style_loss_has_its_own_target_key_and_scale(network, sliced):
     """Against NumPy, for a blend of two styles of different sizes."""
     forward, params = network
@@ -282,6 +293,7 @@ def test_a_style_loss_has_its_own_target_key_and_scale(network, sliced):
     assert found[0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_style_loss_by_name_is_registered(monkeypatch):
     def brightness(styles, shares):
         target = sum(s * x.mean() for s, x in zip(shares, styles))
@@ -327,6 +339,7 @@ def test_other_units_are_those_of_gram_losses(sliced):
 # Sizes, starts and colours.
 
 
+@pytest.mark.slow
 def test_style_scale_is_the_size_of_the_style(monkeypatch):
     sides, resize = [], images.resize
 
@@ -343,6 +356,7 @@ def test_style_scale_is_the_size_of_the_style(monkeypatch):
         assert set(sides) == {side}
 
 
+@pytest.mark.slow
 def test_the_canvas_starts_as_asked(tmp_path):
     content = batch(CONTENT)
 
@@ -376,6 +390,7 @@ def test_luminance_keeps_the_contents_chroma():
     assert np.abs(painted @ chroma - content @ chroma).max() > 10
 
 
+@pytest.mark.slow
 def test_histogram_recolors_the_style():
     arrays = images.to_array(STYLE), images.to_array(CONTENT)
     recolored = images.to_image(images.match_colors(*arrays))
@@ -460,6 +475,7 @@ def test_a_transfer_needs_a_style():
         paint(styles=[])
 
 
+@pytest.mark.slow
 def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
     needs = [10**6]
     monkeypatch.setattr(devices, "free_memory", lambda: needs[-1])
@@ -482,6 +498,7 @@ def test_random_filters_are_said_aloud(caplog):
     assert "random (seed 5), not trained" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_log_tells_the_objective_in_canonical_units(caplog):
     with caplog.at_level(logging.INFO):
         settings = {"units": "ng", "alpha": 10.0, "beta": 40.0, "gamma": 0.5}
@@ -498,6 +515,7 @@ def test_the_log_tells_the_objective_in_canonical_units(caplog):
 FIVE = "conv1,conv2,conv3,conv4,conv5"
 
 
+@pytest.mark.slow
 def test_the_flop_of_a_step_are_those_of_its_convolutions():
     painting = style.StyleTransfer(
         CONTENT, [STYLE], quick(size=64, jitter=0, style_layers=FIVE)

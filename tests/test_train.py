@@ -21,8 +21,6 @@ from nstvis.training import schedule
 from nstvis.training.loop import train
 from nstvis.training.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 EPOCHS = 3
 PER_EPOCH = 8
 STEPS = EPOCHS * PER_EPOCH

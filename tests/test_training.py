@@ -150,6 +150,7 @@ def named_by_torch(state):
     return {name: np.array(x, np.float64) for name, x in found.items()}
 
 
+@pytest.mark.slow
 def test_steps_are_pytorchs(history):
     torch = pytest.importorskip("torch")
     states, rows = history
@@ -196,6 +197,7 @@ def test_all_classes_are_equally_likely_at_first(ours, step):
     assert row["loss"] == pytest.approx(math.log(CLASSES), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_divided_over_devices_is_still_one_batch(ours, history):
     mesh = devices.mesh()
     assert mesh.size == 4
@@ -209,6 +211,7 @@ def test_a_batch_divided_over_devices_is_still_one_batch(ours, history):
     assert_trees_close(jax.device_get(row), rows[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_layers_compute_and_what_is_kept_is_float32(history):
     network = trainable(chain(), 0.0, jnp.bfloat16)
     network.eval()
@@ -245,6 +248,7 @@ def test_the_average_has_a_short_memory_at_first(history):
             np.testing.assert_allclose(found, value, 1e-5, 1e-6)
 
 
+@pytest.mark.slow
 def test_folded_it_computes_what_it_computes_in_evaluation(ours):
     state = stirred(ours.start())
     state = state._replace(average=(state.params, state.statistics))
@@ -274,6 +278,7 @@ def test_what_is_kept_is_the_average(ours, history):
 # Dropout.
 
 
+@pytest.mark.slow
 def test_what_hidden_dense_layers_put_out_is_dropped_and_nothing_else():
     network = trainable(chain(), 0.5, jnp.float32)
     network.fc3.bias = nnx.Param(jnp.full(10, 5.0))  # so that few are zero anyway
@@ -307,6 +312,7 @@ class Coins(nnx.Module):
         return {"coins": self.dropout(values) + 0 * self.bias[...]}
 
 
+@pytest.mark.slow
 def test_what_is_dropped_depends_on_seed_and_step_alone():
     coins = [trainer(Coins(), seed=seed) for seed in (0, 1)]
     steps = [jax.jit(some.step) for some in coins]
@@ -373,6 +379,7 @@ def test_dead_units_of_a_chain_are_those_of_its_hidden_layers(step, history):
 # Other networks.
 
 
+@pytest.mark.slow
 def test_batch_norm_that_a_network_has_of_its_own_is_trained_and_kept():
     def build():
         rngs = nnx.Rngs(0)
@@ -423,6 +430,7 @@ class Branched(nnx.Module):
         return {"conv": y, "answer": self.out(both)}
 
 
+@pytest.mark.slow
 def test_a_network_of_another_kind_learns_as_it_is():
     forward, before = models.functional(filled(Branched))
     one, rate = batch(0), 0.5

@@ -18,7 +18,7 @@ from nstvis.runs.progress import Interrupted
 from nstvis.units import patches, scan_file, survey, table
 from nstvis.units.atlas import Atlas
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 SIZE, IMAGES, BATCH = 16, 200, 16
 FORK = """
@@ -220,7 +220,7 @@ def test_whatever_interrupts_it_it_ends_the_same(known, whole, tmp_path):
 
     interrupted(signal.SIGKILL, 1, -signal.SIGKILL)
     out = finish(start(*run), 1)  # on one device
-    assert "begun on another number of devices" in out.splitlines()[-1]
+    assert "started on another number of devices" in out.splitlines()[-1]
     interrupted(signal.SIGKILL, 3, -signal.SIGKILL)
     out = interrupted(signal.SIGTERM, 6, 128 + signal.SIGTERM)
     assert f"rerun with --workdir={workdir} to resume" in out
