@@ -18,7 +18,7 @@ import pathlib
 
 import jax
 
-from nstvis import data, devices, models, pipeline
+from nstvis import data, devices, models, pipeline, weights
 from nstvis.runs.config import Batches, Dataset, Network, Workers
 from nstvis.runs.files import write_text
 from nstvis.runs.progress import track
@@ -41,6 +41,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     if not source.classes:
         raise ValueError(f"{config.dataset} has no classes to compare with")
     classes = len(source.classes)
+    known = weights.classes(config.weights, pathlib.Path(config.model).stem)
+    if known and len(known) != classes:
+        raise ValueError(
+            f"{config.dataset} has {classes} classes, the weights have {len(known)}:"
+            " evaluate on the data set that they were trained on"
+        )
     forward, params = models.load(config.model, config.weights, classes=classes)
     count = jax.jit(functools.partial(evaluation.correct, forward))
     cost = devices.flops(count, params, pipeline.shapes(config.batch, config.size))

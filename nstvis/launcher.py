@@ -15,6 +15,7 @@ and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 import contextlib
 import logging
 import pathlib
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ import jax
 from nstvis import devices
 from nstvis.runs import cache, flags, registry, workdir
 from nstvis.runs import config as configs
-from nstvis.runs.progress import Interrupted
+from nstvis.runs.progress import Interrupted, interruptible
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +97,16 @@ def _launch(argv: list[str]) -> int:
 def _run(experiment: ModuleType, config: Any, folder: pathlib.Path) -> int:
     """Runs an experiment in its claimed workdir; returns the exit status."""
     try:
-        names: Sequence[str] = experiment.run(config, folder) or ()
+        with interruptible():
+            names: Sequence[str] = experiment.run(config, folder) or ()
     except EXPECTED:
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(traceback.format_exc())
         raise
     except (Interrupted, KeyboardInterrupt) as stop:
+        quoted = shlex.quote(str(folder))
         print(str(stop) or "interrupted", file=sys.stderr)
-        print(f"rerun with --workdir={folder} to resume", file=sys.stderr)
+        print(f"rerun with --workdir={quoted} to resume", file=sys.stderr)
         return 128 + stop.signum if isinstance(stop, Interrupted) else 130
     if names and devices.is_lead():
         workdir.finish(folder, names)

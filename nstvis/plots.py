@@ -97,6 +97,9 @@ def metrics(
         steps, values = np.array(found, float).reshape(-1, 2).T  # null is NaN
         curves(axes, steps, {name: values}, xlabel="step")
     axes.set_yscale(scale if rows else "linear")
+    # A logarithm's own labels are formulas, which `figure` does not parse.
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.legend()
     save(path, page)
 

@@ -62,7 +62,7 @@ class Config(Parent):
         ({"any_int": -(2**63) - 1}, f"any_int={-(2**63) - 1} should fit in 64 bits"),
         ({"limit": 2**32}, "limit should be at least 0 and below 4294967296"),
         ({"bits": 7}, "bits should be 16 or 8, not 7"),
-        ({"color": "gren"}, "no color 'gren': did you mean 'green'? there are red, "),
+        ({"color": "gren"}, "no color 'gren': did you mean 'green'? choose from red, "),
         ({"count": 8, "flag": True}, "count should be at most 7 with flag"),
     ],
 )

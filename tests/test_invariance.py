@@ -243,7 +243,7 @@ def test_interrupted_it_resumes_and_ends_the_same(pictures, undrawn, monkeypatch
     ("layers", "message"),
     [
         ("conv1", "layers=conv1 should be two, such as conv1,fc7"),
-        ("conv1,fc7", "no layer 'fc7': there are conv1_pre, conv1, pool, logits"),
+        ("conv1,fc7", "no layer 'fc7': choose from conv1_pre, conv1, pool, logits"),
     ],
 )
 def test_other_layers_are_refused_in_a_line(pictures, layers, message):

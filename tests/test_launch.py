@@ -51,13 +51,15 @@ MINE = '''"""An experiment of my own.
 
 import dataclasses
 
+from nstvis.runs.config import bounded
+
 
 @dataclasses.dataclass(kw_only=True)
 class Config:
     # What to say.
     word: str = "hello"
     # How many times.
-    times: int = 1
+    times: int = bounded(1, least=-9)
 
 
 def run(config, workdir):
@@ -303,7 +305,9 @@ def test_help_of_a_file_elsewhere(call, folder):
     done = call(f"--experiment={folder / 'mine.py'}", "--help")
     assert done.returncode == 0
     assert "An experiment of my own." in done.stdout
-    assert re.search(r"--config.times=1 .*\n +How many times\.", done.stdout)
+    assert re.search(
+        r"--config.times=1 .*at least -9.*\n +How many times\.", done.stdout
+    )
 
 
 def test_another_config_is_refused_and_nothing_changes(mine, tmp_path):
@@ -339,6 +343,27 @@ def test_the_traceback_of_an_error_is_kept_in_the_workdir(mine, tmp_path):
     (workdir / "error.txt").touch()
     assert mine("--config.times=1").returncode == 0
     assert not (workdir / "error.txt").exists()
+
+
+def test_bounds_are_checked_before_any_work(mine, tmp_path):
+    done = mine("--config.times=-99")
+    assert_refused(done, "times should be at least -9")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", '{"experiment": 1, "config": 2, "starts": 3}']
+    + [
+        json.dumps({"experiment": "x", "config": {}, "starts": [], "results": results})
+        for results in (5, None, [5], "G.png")
+    ],
+)
+def test_a_run_json_of_another_kind_is_damaged(content, mine, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(content)
+    assert_refused(mine(), "run.json is damaged")
+    assert (tmp_path / "run/run.json").read_text() == content
 
 
 def test_a_damaged_run_json_is_named(mine, tmp_path):

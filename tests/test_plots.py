@@ -50,3 +50,15 @@ def test_names_may_have_dollars(tmp_path):
     plots.save(tmp_path / "page.png", figure)
     assert (tmp_path / "page.png").stat().st_size
     assert not matplotlib.rcParams["text.parse_math"]
+
+
+def test_numbers_on_a_log_scale_are_plain(tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr(plots, "save", lambda _, page: pages.append(page))
+    rows = [{"step": step, "J": 10.0**-step} for step in range(4)]
+    plots.metrics(tmp_path / "loss.png", rows, ["J"], "log")
+    (axes,) = pages[0].axes
+    pages[0].canvas.draw()
+    labels = [text.get_text() for text in axes.get_yticklabels(which="both")]
+    assert {"1", "0.1", "0.01", "0.001"} <= set(labels)
+    assert not any("$" in label for label in labels)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from nstvis.runs.progress import Interrupted, Progress, track
+from nstvis.runs.progress import Interrupted, Progress, interruptible, track
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -66,3 +66,29 @@ def test_leaving_a_loop_early_is_no_interruption():
         progress.show(1, "")
     assert not progress.interrupted
     assert list(track([], 0, "items")) == []
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_outside_of_a_loop_a_signal_interrupts_at_once(signum):
+    with pytest.raises(Interrupted, match=signum.name), interruptible():
+        os.kill(os.getpid(), signum)
+        pytest.fail("it went on")
+
+
+class Garbage:
+    """Python drops the exceptions of a finalizer."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_python_drops_comes_back():
+    reached = []
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        Garbage()
+        reached.append("the end")
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        Garbage()
+        reached.extend(track(range(9), 9, "items"))
+    assert reached == ["the end", 0]

@@ -1,5 +1,7 @@
 """The README keeps its promises: its links lead somewhere, its commands exist."""
 
+import ast
+import importlib.util
 import pathlib
 import re
 
@@ -43,3 +45,17 @@ def test_the_tree_is_the_repository():
         of_ours = path.suffix == ".py" and not path.stem.startswith("__")
         if of_ours and path.parent.name not in ("models", "assets"):
             assert f" {path.name} " in tree, path
+
+
+def test_the_imports_of_its_python_exist():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    submodule = f"{node.module}.{name}"
+                    assert hasattr(module, name) or importlib.util.find_spec(submodule)
+    for module, name in re.findall(r"\b(attribution|models|images)\.(\w+)\(", README):
+        assert hasattr(importlib.import_module(f"nstvis.{module}"), name)

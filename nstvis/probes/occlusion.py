@@ -216,17 +216,19 @@ class Study:
         self, images: Sequence[LabeledImage], paths: Sequence[pathlib.Path]
     ) -> None:
         """Writes the result of each image that has none yet."""
-        done = sum(path.exists() for path in paths)
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        done = len(paths) - len(missing)
         positions = len(centres(len(images[0].pixels), self._stride)) ** 2
         steps = math.ceil(positions / self._batch)
         unused = np.zeros((self._batch, 2), int)
         arguments = self._params, images[0].pixels, unused, 0, 0
         cost = devices.flops(self._respond, *arguments)
         with Progress([cost] * (steps * len(images)), steps * done) as progress:
-            for i, image in enumerate(images[done:], done):
+            for number, i in enumerate(missing, done):
+                image = images[i]
                 unit, attributed, probabilities = self._unoccluded(image.pixels)
                 slide = self.slide(image.pixels, unit, image.label)
-                for step, (_, maps) in enumerate(slide, i * steps + 1):
+                for step, (_, maps) in enumerate(slide, number * steps + 1):
                     progress.show(step, image.name)
                     if progress.interrupted:
                         return

@@ -1,6 +1,7 @@
 """Long loops: a progress bar or log lines, and stopping between two steps."""
 
 import collections
+import contextlib
 import itertools
 import logging
 import signal
@@ -17,12 +18,40 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
-    """A run stopped between two steps, on a signal, and can be resumed."""
+class Interrupted(KeyboardInterrupt):  # which no `except Exception` takes for an error
+    """A run stopped on a signal, and can be resumed."""
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+# Signals for which `Interrupted` was raised. Python drops an exception that is raised in
+# a callback of the garbage collector; then these are looked at again later.
+_signals: list[int] = []
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM raise `Interrupted`, at once outside of a `Progress`."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        _signals.append(signum)
+        raise Interrupted(signum)
+
+    handlers = {
+        signum: signal.signal(signum, interrupt)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        received = _signals.copy()
+        _signals.clear()
+    if received:
+        raise Interrupted(received[0])
 
 
 class Progress:
@@ -44,7 +73,7 @@ class Progress:
             costs: Floating-point operations of each step, in order; 0 if unknown.
             done: Number of steps that an earlier start has taken.
         """
-        self.interrupted = 0
+        self.interrupted = _signals[0] if _signals else 0
         self._known = any(costs)
         self._work = [0.0, *itertools.accumulate(cost or 1.0 for cost in costs)]
         self._terminal = sys.stderr.isatty()

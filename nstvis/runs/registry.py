@@ -52,4 +52,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"no {kind} {name!r}: {hint}there are {', '.join(known)}"
+    return f"no {kind} {name!r}: {hint}choose from {', '.join(known)}"

@@ -98,11 +98,18 @@ def _write_record(workdir: pathlib.Path, record: dict[str, Any]) -> None:
 def _read_record(path: pathlib.Path) -> dict:
     try:
         record = json.loads(path.read_text())
-        for key in ("experiment", "config", "starts"):
-            record[key]  # or a KeyError
-        return record
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: name another --workdir") from error
+        names = record.get("results", [])
+        kinds = {"experiment": str, "config": dict, "starts": list}
+        whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
+        if whole and isinstance(names, list) and all(map(_is_text, names)):
+            return record
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise ValueError(f"{path} is damaged: name another --workdir")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _refuse_other(workdir: pathlib.Path, record: dict, asked: dict) -> None:

@@ -3,6 +3,9 @@
 `--config.style_loss=NAME` picks a function of `STYLE_LOSSES`, or the function
 `style_loss` of the Python file at that path. A new one is such a function:
 
+    import jax.numpy as jnp
+    from nstvis.synthesis.style_losses import StyleLoss
+
     def style_loss(styles, shares):
         target = sum(s * x.mean((0, 1, 2)) for s, x in zip(shares, styles))
 

@@ -70,6 +70,8 @@ class Settings(Seed, Network):
         """Raises a ValueError if fields do not fit together."""
         if not (layer_weights(self.content_layers) | layer_weights(self.style_layers)):
             raise ValueError("content_layers and style_layers are both empty")
+        if not (self.alpha or self.beta or self.gamma):
+            raise ValueError("alpha, beta and gamma are all 0: nothing is minimised")
         if self.start not in STARTS and not os.path.isfile(self.start):
             raise ValueError(unknown("start or file", self.start, STARTS))
         style_losses.find(self.style_loss)
@@ -152,8 +154,10 @@ def layer_weights(text: str) -> dict[str, float]:
         if name in weights:
             raise ValueError(f"{name} is given twice in {text!r}")
         weights[name] = _number(weight or "1", part)
-        if weights[name] <= 0:
-            raise ValueError(f"{weight!r} in {part!r} should be a number above 0")
+        if not 0 < weights[name] <= 1e6:
+            raise ValueError(
+                f"{weight!r} in {part!r} should be a number above 0 and at most 1e6"
+            )
     return weights
 
 
@@ -164,10 +168,10 @@ def style_blend(text: str, styles: int) -> list[float]:
         ValueError: Not one positive number for each picture.
     """
     blend = [_number(part, text) for part in text.split(",")] if text else [1] * styles
-    if len(blend) != styles or min(blend) < 0 or sum(blend) <= 0:
+    if len(blend) != styles or min(blend) < 0 or not 0 < sum(blend) <= 1e6:
         raise ValueError(
-            f"style_blend={text!r} should be {styles} positive numbers, one for each"
-            " style picture"
+            f"style_blend={text!r} should be {styles} numbers from 0 to 1e6, one for each"
+            " style picture, not all 0"
         )
     return [share / sum(blend) for share in blend]
 

@@ -37,7 +37,7 @@ def _filter(layer: str, params: Params) -> Iterator[str]:
     parameters = params.get(layer)
     if isinstance(parameters, Mapping) and "kernel" in parameters:
         shape = " x ".join(map(str, parameters["kernel"].shape[:-1]))
-        yield f"Its filter has {shape} weights, applied to the layer below."
+        yield f"Its filter has {shape} weights."
 
 
 def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterator[str]:
@@ -48,9 +48,8 @@ def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterat
         return
     height, width = field.size(unit.number)
     yield (
-        f"Its receptive field is {height} x {width} pixels of images of {whole}. The"
-        f" filter is applied every {field.stride} pixels; the highest of its activations"
-        " counts."
+        f"Its receptive field is {height} x {width} pixels in an image of {whole}, every"
+        f" {field.stride} pixels; its activation for an image is the highest of them all."
     )
     sizes = ", ".join(
         f"{name} {other.size(0)[0]}"
@@ -58,8 +57,8 @@ def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterat
         if other.stride and (name in atlas.layers or f"{name}_pre" in fields)
     )
     yield (
-        "Its patches have that size because no pixel outside of the field can change the"
-        f" activation. Sizes by layer: {sizes}."
+        "Each patch is cropped to the receptive field, as no pixel outside of it can change"
+        f" the activation. Sizes by layer: {sizes}."
     )
 
 

@@ -59,7 +59,8 @@ class Settings(
     def check(self) -> None:
         """Raises a ValueError if a layer or a workdir is given twice."""
         config.names("layers", self.layers)
-        config.names("merge", self.merge)
+        if config.names("merge", self.merge) and self.layers:
+            raise ValueError("layers: a merge has those of its scans; leave them out")
 
 
 def survey(settings: Settings, workdir: pathlib.Path) -> list[str]:
@@ -81,7 +82,8 @@ def survey(settings: Settings, workdir: pathlib.Path) -> list[str]:
         OSError: A file cannot be read or written.
     """
     config.check(settings)
-    target = (_merge if settings.merge else _scan)(settings, workdir)
+    merging = config.names("merge", settings.merge)
+    target = (_merge if merging else _scan)(settings, workdir)
     if devices.is_lead():
         state, _ = scan_file.load(workdir / "scan.npz")
         _report(settings, workdir, target, state)
