@@ -68,7 +68,7 @@ def test_a_unit_is_described(small, layers):
     assert told.startswith("conv1:1 is one of 4 units of conv1 in net (weights: some).")
     assert "Its filter has 3 x 3 x 3 weights" in told
     assert "receptive field is 3 x 3 pixels in an image of 64 x 64" in told
-    assert "applied every 2 pixels" in told
+    assert "every 2 pixels" in told
     assert "Sizes by layer: conv1 3." in told
     assert "for 600 images (primitives train):" in told
     unit = small.unit("conv1", 1)
