@@ -1,4 +1,4 @@
-r"""Checks whether visualisations depend on what the network has learnt.
+r"""Checks whether visualisations depend on what the network has learned.
 
     python launch.py --experiment=sanity
     python launch.py --experiment=sanity --config.dataset=tiny_imagenet \
@@ -6,7 +6,7 @@ r"""Checks whether visualisations depend on what the network has learnt.
 
 Adebayo et al. 2018 (arXiv:1810.03292), Figures 2 and 4: an attribution that stays the
 same when the weights are randomised, layer after layer from the last one down, shows the
-image rather than what the network has learnt. For each rule of
+image rather than what the network has learned. For each rule of
 `nstvis.attribution`, attributions of the predicted class are compared with those
 of such networks, by the rank correlation of their absolute values; and with those of the
 other rules. Optimised pictures are compared with natural images: how much higher is the
@@ -18,7 +18,7 @@ Leaves one page, `sanity.png`, with a verdict on each method, and `sanity.csv`.
 The first command takes a minute on two cores of an AMD EPYC (Zen 4). With random weights
 from conv5 on, the attributions correlate with the trained network's by 0.27 (gradient),
 0.91 (guided) and 0.67 (deconvnet): the last two hardly depend on what the deeper half has
-learnt. Optimised pictures activate all of 32 units more than any of the images does, but
+learned. Optimised pictures activate all of 32 units more than any of the images does, but
 so do those for a random network.
 """
 

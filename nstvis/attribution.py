@@ -1,7 +1,7 @@
 """Attribution: one unit's activation carried back to the pixels under a rule for ReLUs.
 
 `gradient` is the true one: it passes where the ReLU's input was above 0. `deconvnet`
-(Zeiler & Fergus 2013, arXiv:1311.2901) passes what is itself above 0, whatever the
+(Zeiler & Fergus 2013, arXiv:1311.2901) passes the gradient where it is itself above 0, whatever the
 input was, and `guided` (Springenberg et al. 2015, arXiv:1412.6806) passes what both do.
 All other operations go back by their own gradients: convolutions and dense layers by
 their transpose, max pooling to the first maximum of each window (the deconvnet's

@@ -7,7 +7,7 @@ An experiment is a file with a docstring, a dataclass `Config`, and
 which returns the names of the files it left in `workdir`, the most important first.
 The launcher parses typed flags and checks them against the fields' bounds
 (`nstvis.runs.config`), claims the workdir and records provenance in it
-(`nstvis.runs.workdir`), and turns an error that a user can mend into one clear line. A
+(`nstvis.runs.workdir`), and turns an error that a user can fix into one clear line. A
 finished run is not repeated. An interrupted one is called again with the same workdir,
 and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 """

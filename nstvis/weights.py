@@ -31,7 +31,7 @@ TORCHVISION_URL = "https://download.pytorch.org/models/"
 BUNDLED = Path(__file__).parent / "assets"
 
 _ACCEPTED = f"random, bundled, torchvision, or a path: {weight_files.FORMATS}"
-_LISTED = 10  # So many names of each complaint are spelled out.
+_LISTED = 10  # Names listed for each kind of mismatch.
 _TORCH_KINDS = {
     "kernel": "weight",
     "scale": "weight",

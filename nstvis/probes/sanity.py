@@ -1,8 +1,8 @@
-"""Sanity checks: whether visualisations depend on what a network has learnt.
+"""Sanity checks: whether visualisations depend on what a network has learned.
 
 Adebayo et al. 2018 (arXiv:1810.03292): an attribution that stays the same when the
 weights are randomised, layer after layer from the last one down, shows the image rather
-than what the network has learnt.
+than what the network has learned.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from nstvis.runs.progress import track
 from nstvis.synthesis.features import Search, Settings
 
 # Rank correlation with the attributions of a network whose deeper half is random: at
-# least the first if they hardly depend on what that half has learnt, below the second if
+# least the first if they hardly depend on what that half has learned, below the second if
 # they depend much on it.
 INSENSITIVE, SENSITIVE = 0.6, 0.3
 
@@ -223,11 +223,11 @@ def _rule_verdict(rule: str, similarity: Sequence[float], depths: Sequence[str])
     if np.isnan(half):
         verdict = "cannot be judged: with random weights all attributions are 0"
     elif half >= INSENSITIVE:
-        verdict = "FAILS: hardly depends on what the deeper layers have learnt"
+        verdict = "FAILS: hardly depends on what the deeper layers have learned"
     elif half >= SENSITIVE:
-        verdict = "DOUBTFUL: depends in part on what the deeper layers have learnt"
+        verdict = "DOUBTFUL: depends in part on what the deeper layers have learned"
     else:
-        verdict = "PASSES: depends on what the deeper layers have learnt"
+        verdict = "PASSES: depends on what the deeper layers have learned"
     return (
         f"{rule} {verdict} (rank correlation {half:.2f} with random weights from"
         f" {depths[len(similarity) // 2]} on, {whole:.2f} with all random)"

@@ -2,7 +2,7 @@
 
 A new statistic is a function in this file:
 
-    @statistic("peak", "highest activation over the mean one")
+    @statistic("peak", "highest activation divided by the mean")
     def peak(layer: Layer) -> np.ndarray:
         return layer.top.score[:, 0] / layer.mean
 
