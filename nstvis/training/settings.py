@@ -22,7 +22,7 @@ class Settings(Dataset, Batches, Workers, Seed, Resumable):
     # Images in a batch, of all devices together.
     batch: int = bounded(64, least=1, most=65536)
     # Learning rate at its highest; it falls to 0 as a cosine.
-    learning_rate: float = bounded(0.03, above=0, most=1000)
+    learning_rate: float = bounded(0.03, above=0)
     # Share of the steps in which it rises from 0.
     warmup: float = bounded(0.2, least=0, below=1)
     # Decay of the kernels.
