@@ -34,6 +34,7 @@ from nstvis.probes import invariance
 from nstvis.probes.inputs import Inputs, LabeledImage, LoadedInputs, load
 from nstvis.probes.invariance import Curves
 from nstvis.runs import config as configs
+from nstvis.runs.config import bounded
 from nstvis.runs.registry import unknown
 
 logger = logging.getLogger(__name__)
@@ -53,14 +54,15 @@ class Config(Inputs):
     # An early and a late layer, such as conv1,fc7; if empty, the first one and the last
     # one before the logits.
     layers: str = ""
+    # Side of the images, which move by a pixel at least, in pixels; the central square
+    # is taken.
+    size: int = bounded(64, least=2, most=8192)
 
     def check(self) -> None:
-        """Raises a ValueError for other numbers of layers, or if nothing can move."""
+        """Raises a ValueError for other numbers of layers."""
         super().check()
         if len(configs.names("layers", self.layers)) not in (0, 2):
             raise ValueError(f"layers={self.layers} should be two, such as conv1,fc7")
-        if self.size < 2:
-            raise ValueError("size should be at least 2, as images move by a pixel")
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
