@@ -1,6 +1,7 @@
 """The machine: hosts, devices, memory, and the cost of compiled programs."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import pathlib
@@ -14,6 +15,26 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
+
+
+# Of glibc's mallopt: never map a large buffer on its own, and give nothing back, from one
+# arena that grows by 256 MB.
+_MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
+                   "M_TOP_PAD": (-2, 2**28), "M_ARENA_MAX": (-8, 1)}  # fmt: skip
+
+
+def keep_memory() -> None:
+    """Makes glibc keep the memory that XLA frees, if that runs on the CPU.
+
+    By default each large buffer goes back to the system, and every page of the next one
+    is a page fault: tens of thousands in a step, 5 to 20 % of its time. Call it before
+    arrays are made; on other systems it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no Linux, or no glibc
+        if jax.default_backend() == "cpu":
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            for option, value in _MALLOC_OPTIONS.values():
+                mallopt(option, value)
 
 
 def compile_options() -> dict[str, bool]:

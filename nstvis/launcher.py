@@ -86,6 +86,7 @@ def _launch(argv: list[str]) -> int:
     config = flags.parse_config(experiment, values, argv)
     configs.check(config)
     devices.connect()
+    devices.keep_memory()
     cache.keep_compiled()
     folder = pathlib.Path(values.workdir or workdir.default_workdir(values.experiment))
     if results := workdir.claim(folder, values.experiment, config):

@@ -1,7 +1,7 @@
-"""Layers with backward passes faster than XLA's, and the chain that names activations.
+"""Layers faster than XLA's, and the chain that names activations.
 
-Arrays are `[batch, height, width, channels]`. Forward passes are XLA's own; only the
-gradients are written by hand.
+Arrays are `[batch, height, width, channels]`. Gradients are written by hand where XLA's
+are slow, and so are 3 x 3 convolutions on a CPU (`nstvis.winograd`).
 """
 
 import functools
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array, lax
+
+from nstvis import winograd
 
 IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
 # The mean colour of ImageNet; networks here subtract it, so it is their zero.
@@ -74,7 +76,7 @@ def conv(
         strides=stride,
         padding=pad,
         use_bias=bias,
-        conv_general_dilated=_strided_conv if stride > 1 else lax.conv_general_dilated,
+        conv_general_dilated=_square_conv,
         rngs=rngs,
     )
 
@@ -194,9 +196,39 @@ def _crop(x: Array, start: int, bottom: int, right: int) -> Array:
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _strided_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
+def _square_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
     """`lax.conv_general_dilated` as NNX calls it, for square kernels and strides."""
-    return _conv(x, kernel, strides[0], padding[0][0])
+    (stride, _), ((pad, _), _) = strides, padding
+    m = winograd_tile(x, kernel, stride, pad)
+    return winograd.convolve(x, kernel, m) if m else _conv(x, kernel, stride, pad)
+
+
+def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
+    """Chooses the algorithm of a convolution.
+
+    It depends on nothing but the device and the shapes of the image and the kernel, so
+    an image's activations are the same in any batch.
+
+    Returns:
+        The side of the tiles that Winograd's algorithm computes, 2 to 4; 0 for XLA's
+        convolution.
+    """
+    height, width, _ = x.shape[1:]
+    size, inputs, outputs = kernel.shape[1:]
+    if jax.default_backend() != "cpu" or x.dtype != jnp.float32:
+        return 0
+    if size not in (3, 5) or (stride, padding) != (1, size // 2):
+        return 0
+    # Few channels do not make up for the transforms; on wide maps it takes more of them,
+    # as XLA's convolution is twice as fast there.
+    if min(inputs, outputs) < (32 if width <= 64 else 128):
+        return 0
+    # Border tiles hang over, so large ones are a waste on maps of 5 x 5.
+    cost = {
+        m: -(-height // m) * -(-width // m) * (m + size - 1) ** 2
+        for m in ((2, 3, 4) if size == 3 else (2,))
+    }
+    return min(cost, key=cost.__getitem__)
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -217,24 +249,54 @@ def _conv_forward(x, kernel, stride, padding):
 
 
 def _conv_backward(stride, padding, residuals, gradient):
-    """XLA's weight gradient, and an image gradient that convolves no inserted zeros.
+    x, kernel = residuals
+    by_x = _image_gradient(gradient, kernel, stride, padding, x.shape[1:3])
+    return by_x, _kernel_gradient(x, kernel, stride, padding, gradient)
+
+
+def _image_gradient(gradient, kernel, stride, padding, size):
+    """Computes the gradient by the image, and convolves no inserted zeros, as XLA does.
 
     A pixel at stride * q + r receives sum_j gradient[q - j] kernel[stride * j + r]:
     one convolution of stride 1 computes all remainders r as channels.
     """
-    x, kernel = residuals
-    size, _, inputs, outputs = kernel.shape
-    by_kernel = jax.linear_transpose(lambda k: _convolve(x, k, stride, padding), kernel)
-    reach = -(-size // stride)
-    edge = (0, reach * stride - size)
+    side, _, inputs, outputs = kernel.shape
+    reach = -(-side // stride)
+    edge = (0, reach * stride - side)
     taps = jnp.pad(kernel, (edge, edge, (0, 0), (0, 0)))
     taps = taps.reshape(reach, stride, reach, stride, inputs, outputs)
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     taps = taps.reshape(reach, reach, outputs, -1)
     cells = _convolve(gradient, taps, 1, reach - 1)
     pixels = _interleave(cells.reshape(*cells.shape[:3], stride, stride, inputs))
-    bottom, right = x.shape[1] + padding, x.shape[2] + padding
-    return _crop(pixels, padding, bottom, right), *by_kernel(gradient)
+    return _crop(pixels, padding, size[0] + padding, size[1] + padding)
+
+
+def _kernel_gradient(x, kernel, stride, padding, gradient):
+    """Computes the gradient by the kernel: a product of the gradient with patches.
+
+    XLA convolves x with the whole gradient as a kernel, which takes twice as long on a
+    CPU. There is a product for each row of the kernel, or one if that takes no more
+    than twice the memory of the gradient.
+    """
+    if jax.default_backend() != "cpu":
+        transpose = jax.linear_transpose(
+            lambda k: _convolve(x, k, stride, padding), kernel
+        )
+        return transpose(gradient)[0]
+    side, _, inputs, outputs = kernel.shape
+    rows, columns = gradient.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    wide = jnp.concatenate(
+        [x[:, :, j::stride][:, :, :columns] for j in range(side)], -1
+    )
+    patches = [wide[:, i::stride][:, :rows] for i in range(side)]
+    if side * side * inputs <= 3 * outputs:
+        patches = [jnp.concatenate(patches, -1)]
+    flat = gradient.reshape(-1, outputs).T
+    parts = [flat @ part.reshape(-1, part.shape[-1]) for part in patches]
+    by_kernel = jnp.concatenate(parts, -1).reshape(outputs, side, side, inputs)
+    return by_kernel.transpose(1, 2, 3, 0)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

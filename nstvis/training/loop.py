@@ -97,7 +97,11 @@ class TrainingRun:
             ema=settings.ema,
             seed=settings.seed,
         )
-        self._step = jax.jit(self._trainer.step, donate_argnums=0)
+        self._step = jax.jit(
+            self._trainer.step,
+            donate_argnums=0,
+            compiler_options=devices.compile_options(),
+        )
         self._average = jax.jit(self._trainer.average)
         self._correct = jax.jit(functools.partial(evaluation.correct, self.forward))
 
