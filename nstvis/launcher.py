@@ -10,6 +10,7 @@ The launcher parses typed flags and checks them against the fields' bounds
 (`nstvis.runs.workdir`), and turns an error that a user can fix into one clear line. A
 finished run is not repeated. An interrupted one is called again with the same workdir,
 and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
+`--config.profile` traces steps of any experiment (`nstvis.runs.profiling`).
 """
 
 import contextlib
