@@ -10,6 +10,7 @@ The launcher parses typed flags and checks them against the fields' bounds
 (`nstvis.runs.workdir`), and turns an error that a user can fix into one clear line. A
 finished run is not repeated. An interrupted one is called again with the same workdir,
 and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
+`--config.profile` traces steps of any experiment (`nstvis.runs.profiling`).
 """
 
 import contextlib
@@ -28,6 +29,7 @@ import jax
 from nstvis import devices
 from nstvis.runs import cache, flags, registry, workdir
 from nstvis.runs import config as configs
+from nstvis.runs.profiling import profiling
 from nstvis.runs.progress import Interrupted, interruptible
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ def _launch(argv: list[str]) -> int:
     values = absl.flags.FlagValues()
     absl.flags.DEFINE_string("experiment", None, "", flag_values=values)
     absl.flags.DEFINE_string("workdir", None, "", flag_values=values)
+    profile = absl.flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
     absl.flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
     values(argv, known_only=True)
     command = _command(argv)
@@ -82,8 +85,10 @@ def _launch(argv: list[str]) -> int:
     if values.help:
         docstring = (experiment.__doc__ or "").replace("python launch.py", command)
         print(f"{docstring}\n{flags.describe(experiment.Config)}")
+        print(flags.describe(configs.Profile))
         return 0
     config = flags.parse_config(experiment, values, argv)
+    configs.check(configs.Profile(profile=profile.value))
     configs.check(config)
     devices.connect()
     devices.keep_memory()
@@ -92,13 +97,15 @@ def _launch(argv: list[str]) -> int:
     if results := workdir.claim(folder, values.experiment, config):
         logger.info("finished already: %s", "\n".join(map(str, results)))
         return 0
-    return _run(experiment, config, folder)
+    return _run(experiment, config, folder, profile.value)
 
 
-def _run(experiment: ModuleType, config: Any, folder: pathlib.Path) -> int:
+def _run(
+    experiment: ModuleType, config: Any, folder: pathlib.Path, profile: int
+) -> int:
     """Runs an experiment in its claimed workdir; returns the exit status."""
     try:
-        with interruptible():
+        with interruptible(), profiling(folder / "profile", profile):
             names: Sequence[str] = experiment.run(config, folder) or ()
     except EXPECTED:
         with contextlib.suppress(OSError):

@@ -155,6 +155,7 @@ def test_shared_fields_have_comments_and_bounds():
         configs.Workers,
         configs.Seed,
         configs.Resumable,
+        configs.Profile,
     )
     for part in parts:
         check(part())

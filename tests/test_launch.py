@@ -13,6 +13,7 @@ import types
 import pytest
 from launcher import launch
 from PIL import Image
+from traces import executions
 
 from nstvis import devices, launcher
 from nstvis.runs import cache, registry
@@ -115,6 +116,9 @@ USAGE = {
     "flag": (["--experiment=style", "--wrokdir=x"], "did you mean 'workdir'?"),
     "bare": (["--experiment=style", "--size=3"], "config.FIELD"),
     "nan": (["--experiment=style", "--config.beta=nan"], "beta=nan should be"),
+    "profile": (["--experiment=style", "--config.profile=-1"], "at least 0, not -1"),
+    "profile's type": (["--experiment=style", "--config.profile=x"], "profile=x"),
+    "profile's name": (["--experiment=style", "--config.profil=3"], "mean 'profile'"),
     "beyond 64 bits": (["--experiment=style", f"--config.seed={10**30}"], "seed"),
     "beyond all": (["--experiment=style", f"--config.seed={'9' * 5000}"], "seed"),
 }
@@ -308,6 +312,7 @@ def test_help_of_a_file_elsewhere(call, folder):
     assert re.search(
         r"--config.times=1 .*at least -9.*\n +How many times\.", done.stdout
     )
+    assert re.search(r"--config.profile=0  \(int, at least 0\)\n +\w", done.stdout)
 
 
 def test_another_config_is_refused_and_nothing_changes(mine, tmp_path):
@@ -349,6 +354,37 @@ def test_bounds_are_checked_before_any_work(mine, tmp_path):
     done = mine("--config.times=-99")
     assert_refused(done, "times should be at least -9")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_profiled_run_is_the_run_that_it_would_be(call, tmp_path):
+    painted = ["--experiment=style", *SMALL, "--config.steps=8"]
+    plain, traced = tmp_path / "plain", tmp_path / "traced"
+    for workdir, profile in (plain, 0), (traced, 3):
+        flags = f"--workdir={workdir}", f"--config.profile={profile}"
+        done = call(*painted, *flags)
+        assert done.returncode == 0, done.stderr
+    assert f"xprof --logdir={traced / 'profile'}\n" in done.stderr
+    assert executions(traced / "profile", "step") == 3
+    assert (plain / "G.png").read_bytes() == (traced / "G.png").read_bytes()
+    assert record(plain)["config"] == record(traced)["config"]
+    again = call(*painted, f"--workdir={plain}", "--config.profile=3")
+    assert again.stderr.startswith(f"finished already: {plain / 'G.png'}\n")
+    assert not (plain / "profile").exists()
+
+
+def test_an_experiment_without_a_long_loop_has_nothing_to_profile(mine, tmp_path):
+    done = mine("--config.profile", "3", "--config.times=2")
+    assert done.returncode == 0
+    assert "nothing was profiled" in done.stderr
+    assert "profile" not in record(tmp_path / "run")["config"]
+    assert (tmp_path / "run/said.txt").read_text() == "hellohello"
+
+
+def test_a_config_cannot_have_the_launchers_own_field(call, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.replace("word: str", "profile: str"))
+    done = call(f"--experiment={tmp_path / 'mine.py'}", "--config.times=2")
+    assert_refused(done, "Config.profile is the launcher's own: rename the field")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 import os
 import signal
 
+import jax
+import jax.numpy as jnp
 import pytest
+from traces import executions
 
+from nstvis.runs.profiling import profiling
 from nstvis.runs.progress import Interrupted, Progress, interruptible, track
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -92,3 +96,69 @@ def test_an_interruption_that_python_drops_comes_back():
         Garbage()
         reached.extend(track(range(9), 9, "items"))
     assert reached == ["the end", 0]
+
+
+@jax.jit
+def squared(x):
+    for _ in range(20):
+        x = jnp.tanh(x @ x)
+    return x
+
+
+def squares(count, done=0):
+    """Yields steps that are still being computed, as those of `minimize` are."""
+    x = squared(jnp.ones((400, 400)))
+    for step in track(range(count - done), count, "squares", done=done):
+        x = squared(x)
+        yield step
+
+
+def test_the_steps_after_the_warm_up_are_traced_to_their_ends(caplog, tmp_path):
+    caplog.set_level("INFO", "nstvis")
+    with profiling(tmp_path / "my traces", 3):
+        assert len([*squares(14, 5)]) == 9
+    assert executions(tmp_path, "squared") == 3
+    (line,) = [text for text in caplog.messages if "profile" in text]
+    opened = f"pip install xprof && xprof --logdir='{tmp_path / 'my traces'}'"
+    assert line == f"profiled 3 of 3 steps: {opened}"
+
+
+def test_the_first_loop_that_is_long_enough_is_traced(tmp_path):
+    with profiling(tmp_path, 3):
+        assert [*track(range(7), 7, "items")]
+        assert [*squares(8)]
+        assert [*track(range(50), 50, "items")]
+    assert executions(tmp_path, "squared") == 3
+
+
+def test_no_loop_that_is_long_enough_is_said(caplog, tmp_path):
+    caplog.set_level("INFO", "nstvis")
+    with profiling(tmp_path, 3):
+        assert [*track(range(7), 7, "items")]
+    assert caplog.messages[-1] == "nothing was profiled: no loop had 8 steps left"
+    caplog.clear()
+    with profiling(tmp_path, 0):
+        assert [*track(range(50), 50, "items")]
+    assert not [text for text in caplog.messages if "profile" in text]
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_a_loop_that_ends_early_leaves_what_was_traced(signals, caplog, tmp_path):
+    """By an error, by one signal, and by two, at the third step that is traced."""
+    caplog.set_level("INFO", "nstvis")
+    stop = KeyboardInterrupt if signals else ZeroDivisionError
+    with pytest.raises(stop), profiling(tmp_path, 5):
+        for step in squares(50):
+            for _ in range(signals if step == 4 else 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            if step == 4 and not signals:
+                raise ZeroDivisionError
+    count = 3 if signals == 1 else 2
+    assert caplog.messages[-1].startswith(f"profiled {count} of 5 steps: ")
+    # What is still being computed is waited for unless the loop has to end at once.
+    assert executions(tmp_path, "squared") <= count
+    assert signals != 1 or executions(tmp_path, "squared") == count
+    with profiling(tmp_path / "next", 1):
+        assert [*squares(8)]
+    assert executions(tmp_path / "next", "squared") == 1

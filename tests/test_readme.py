@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import re
 
+from nstvis.runs import config as configs
 from nstvis.runs import registry
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def test_every_experiment_has_its_row():
 
 def test_every_flag_it_names_exists():
     folder = ROOT / "experiments"
-    fields = {"FIELD"}
+    fields = {"FIELD", *configs.Profile.__dataclass_fields__}
     for name in registry.names(folder):
         experiment = registry.find("experiment", name, folder)
         fields |= experiment.Config.__dataclass_fields__.keys()

@@ -179,3 +179,11 @@ class Resumable:
 
     # Seconds between two checkpoints.
     checkpoint_every: float = bounded(60.0, least=0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Profile:
+    """What the launcher adds to every experiment's fields: no setting of the run."""
+
+    # Steps to trace with JAX's profiler, after the first few; results are the same.
+    profile: int = bounded(0, least=0)

@@ -20,11 +20,12 @@ def parse_config(
 
     Args:
         experiment: The module; `--config=NAME` starts from one of its `PRESETS`.
-        values: The launcher's own flags, to which the Config's are added.
+        values: The launcher's own flags, to which the Config's are added; those
+            named `config.FIELD` are fields of every experiment.
         argv: The command line.
 
     Raises:
-        ValueError: There is no such preset, field or flag.
+        ValueError: There is no such preset, field or flag, or a field is the launcher's.
         flags.Error: A value is not of its field's type.
     """
     presets = getattr(experiment, "PRESETS", {})
@@ -35,12 +36,18 @@ def parse_config(
         return presets[name]
 
     fields = list(experiment.Config.__dataclass_fields__)
+    own = [x.removeprefix("config.") for x in values if x.startswith("config.")]
+    if taken := set(own).intersection(fields):
+        raise ValueError(
+            f"Config.{taken.pop()} is the launcher's own: rename the field"
+        )
     asked = re.compile(r"^--?(?:no)?config\.([\w.]+)", re.MULTILINE)
     for name in asked.findall("\n".join(argv)):
-        if name not in fields:
-            raise ValueError(unknown("config field", name, fields))
+        if name not in fields + own:
+            raise ValueError(unknown("config field", name, fields + own))
+    of_config = [x for x in argv if x.lstrip("-").partition("=")[0] not in values]
     holder = config_flags.DEFINE_config_dataclass(
-        "config", experiment.Config(), "", values, sys_argv=argv, parse_fn=preset
+        "config", experiment.Config(), "", values, sys_argv=of_config, parse_fn=preset
     )
     try:
         rest = values(argv)[1:]

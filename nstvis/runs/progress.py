@@ -13,6 +13,8 @@ from typing import Any, Self, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from nstvis.runs import profiling
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -94,6 +96,7 @@ class Progress:
             signum: signal.signal(signum, self._interrupt)
             for signum in (signal.SIGINT, signal.SIGTERM)
         }
+        self._trace = profiling.wanted(self._steps - self._done)
         if self._done:
             logger.info("resuming after step %d of %d", self._done, self._steps)
         return self
@@ -103,6 +106,8 @@ class Progress:
             signal.signal(signum, handler)
         self._bar.close()
         self._logging.__exit__(None, None, None)
+        if self._trace:
+            self._trace.end(wait=kind is None)
         if self.interrupted and kind is None:
             raise Interrupted(self.interrupted)
 
@@ -123,6 +128,8 @@ class Progress:
         if not self._terminal and (step - self._line) * 10 >= self._steps:
             self._line = step
             logger.info("step %d of %d: %s", step, self._steps, text)
+        if self._trace:
+            self._trace.advance()
 
     def _pace(self, step: int) -> str:
         """Returns the time left and the speed of the last steps; nothing at first."""
