@@ -206,8 +206,8 @@ def _square_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
 def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     """Chooses the algorithm of a convolution.
 
-    It depends on nothing but the device and the shapes of the image and the kernel, so
-    an image's activations are the same in any batch.
+    In batches of two or more, it does not depend on how many images there are, so that
+    an image's activations are the same in all of them.
 
     Returns:
         The side of the tiles that Winograd's algorithm computes, 2 to 4; 0 for XLA's
@@ -219,16 +219,18 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
         return 0
     if size not in (3, 5) or (stride, padding) != (1, size // 2):
         return 0
-    # Few channels do not make up for the transforms; on wide maps it takes more of them,
-    # as XLA's convolution is twice as fast there.
-    if min(inputs, outputs) < (32 if width <= 64 else 128):
+    # Few channels do not make up for the transforms, which maps that exceed the cache slow
+    # down most.
+    cached = 4 * height * width * max(inputs, outputs) <= 8e6
+    if min(inputs, outputs) < (32 if cached else 128):
         return 0
     # Border tiles hang over, so large ones are a waste on maps of 5 x 5.
-    cost = {
-        m: -(-height // m) * -(-width // m) * (m + size - 1) ** 2
-        for m in ((2, 3, 4) if size == 3 else (2,))
+    tiles = {
+        m: -(-height // m) * -(-width // m) for m in ((2, 3, 4) if size == 3 else (2,))
     }
-    return min(cost, key=cost.__getitem__)
+    m = min(tiles, key=lambda m: tiles[m] * (m + size - 1) ** 2)
+    # The filters are up to four times the kernel, and have to be read for few tiles, too.
+    return m if len(x) > 1 or tiles[m] >= 12 else 0
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:

@@ -63,25 +63,28 @@ def convolve(x: Array, kernel: Array, m: int) -> Array:
     size, r = x.shape[1:3], len(kernel)
     tiles = _inputs(x, size, m, r)
     count = tiles.shape[1]
-    tiles = jnp.pad(tiles, ((0, 0), (0, max(0, _LEAST_ROWS - count)), (0, 0)))
-    products = _product(tiles, filters(kernel, m))
+    if len(x) > 1:
+        tiles = jnp.pad(tiles, ((0, 0), (0, max(0, _LEAST_ROWS - count)), (0, 0)))
+    taps = filters(kernel, m)
+    # Copied, or the gradient's product would read them across their rows, at half the
+    # speed; and here rather than in the gradient, where it could not be hoisted.
+    transposed = lax.optimization_barrier(taps.swapaxes(1, 2))
+    products = _product(tiles, taps, transposed)
     return _outputs(products[:, :count], size, m, r)
 
 
 @jax.custom_vjp
-def _product(tiles: Array, taps: Array) -> Array:
+def _product(tiles: Array, taps: Array, transposed: Array) -> Array:
     return tiles @ taps
 
 
-def _product_forward(tiles, taps):
-    return tiles @ taps, (tiles, taps)
+def _product_forward(tiles, taps, transposed):
+    return tiles @ taps, (tiles, transposed)
 
 
 def _product_backward(residuals, gradient):
-    tiles, taps = residuals
-    # Without the barrier, the product would read it transposed, at half the speed.
-    transposed = lax.optimization_barrier(taps.swapaxes(1, 2))
-    return gradient @ transposed, tiles.swapaxes(1, 2) @ gradient
+    tiles, transposed = residuals
+    return gradient @ transposed, tiles.swapaxes(1, 2) @ gradient, None
 
 
 _product.defvjp(_product_forward, _product_backward)

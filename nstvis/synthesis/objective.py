@@ -6,7 +6,7 @@ arXiv:1508.06576, equation 7, with the total variation of later implementations)
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Targets(NamedTuple):
     """What the canvas is compared with, at one size.
 
     Attributes:
-        params: The network's.
+        params: The network's, or what it prepares from them.
         content: The content picture, `[1, height, width, 3]`.
         activations: Its activations P at the content layers.
         styles: The style losses at the style layers, with their targets.
@@ -30,7 +30,7 @@ class Targets(NamedTuple):
         style_factors: Likewise of each style layer's.
     """
 
-    params: models.Params
+    params: Any
     content: Array
     activations: dict[str, Array]
     styles: dict[str, StyleLoss]

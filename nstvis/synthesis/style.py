@@ -18,6 +18,7 @@ from jax import Array
 from PIL import Image
 
 from nstvis import devices, images, models
+from nstvis.hoisting import hoisted
 from nstvis.runs.registry import unknown
 from nstvis.synthesis import canvas, losses, minimize
 from nstvis.synthesis.objective import Targets, make_objective, make_targets
@@ -100,14 +101,12 @@ class StyleTransfer:
         self._styles = [images.normalized(style) for style in styles]
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
-        forward, self._params = _network(settings)
-        targets = jax.jit(make_targets(forward, settings))
+        self._forward, self._params = _network(settings)
         self._optimizer = make_optimizer(
             settings.optimizer, settings.learning_rate, settings.smoothing
         )
-        step = minimize.make_step(make_objective(forward, settings), self._optimizer)
         self._sides = long_sides(self.content.size, settings)
-        self._programs = [self._compile(targets, step, side) for side in self._sides]
+        self._programs = [self._compile(side) for side in self._sides]
         self.costs = [p.flops for p in self._programs for _ in range(settings.steps)]
         self._check_memory()
 
@@ -177,14 +176,23 @@ class StyleTransfer:
             styles.append(canvas.from_image(images.resize(style, long_side)))
         return canvas.from_image(images.resize(self.content, side)), styles
 
-    def _compile(self, targets: Any, step: Any, side: int) -> Programs:
+    def _compile(self, side: int) -> Programs:
         """Compiles what computes the targets and what makes a step, at one size."""
         options = devices.compile_options()
-        lowered = targets.lower(self._params, *self._pictures(side))
+        content, styles = self._pictures(side)
+        prepare, network = hoisted(self._forward, self._params, content)
+        from_pictures = make_targets(self._forward, self.settings)
+
+        def targets(params: models.Params, content: Array, styles: list) -> Targets:
+            made = from_pictures(params, content, styles)
+            return made._replace(params=prepare(params))
+
+        lowered = jax.jit(targets).lower(self._params, content, styles)
         state = jax.eval_shape(
-            lambda content: minimize.start(content, self._optimizer),
-            lowered.out_info.content,
+            lambda content: minimize.start(content, self._optimizer), content
         )
+        objective = make_objective(network, self.settings)
+        step = minimize.make_step(objective, self._optimizer)
         lowered_step = step.lower(state, lowered.out_info, jax.random.key(0))
         compiled = lowered_step.compile(options)
         flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
