@@ -79,15 +79,15 @@ def ours(layer: str) -> Take:
     from nstvis.units.receptive_fields import receptive_fields
     from nstvis.units.table import Layer, RankedPatches
 
-    forward, params = models.load("alexnet", "random")
+    forward, params = models.load("alexnet", "random", last=layer)
     pictures, fields = Photographs(), receptive_fields(forward, params, SIZE, SIZE)
     images, units, positions = patches(layer, fields[layer].columns)
-    activations = jax.jit(forward)(params, pictures.stack())
+    activations = jax.jit(lambda *x: forward(*x)[layer])(params, pictures.stack())
     rank, shape = np.arange(PICTURES), (UNITS[layer], PICTURES)
     image, score = np.full(shape, -1), np.zeros(shape, np.float32)
     position = np.zeros((*shape, 2), int)
     image[units, rank], position[units, rank] = images, positions
-    score[units, rank] = np.asarray(activations[layer])[images, *positions.T, units]
+    score[units, rank] = np.asarray(activations)[images, *positions.T, units]
     box = fields[layer].boxes(np.arange(shape[0])[:, None], position)
     top, none = (
         RankedPatches(score=score, image=image, position=position, box=box),
