@@ -81,17 +81,13 @@ def photographs(folder: Path) -> None:
             name.hardlink_to(names[0])
 
 
-def units(model: str) -> dict[str, int]:
+def units(forward: Any, params: Any) -> dict[str, int]:
     """The layers that are scanned, and how many units each has."""
-    import jax
-
     from nstvis import models
 
-    forward, params = models.load(model, "random")
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
-    found, names = jax.eval_shape(forward, params, image), models.layers(model)
-    scanned = [name for name in names if f"{name}_pre" in names] + names[-1:]
-    return {name: found[name].shape[-1] for name in scanned}
+    counts = models.units(forward, params, 64)
+    scanned = [name for name in counts if f"{name}_pre" in counts]
+    return {name: counts[name] for name in [*scanned, [*counts][-1]]}
 
 
 def ours(model: str) -> tuple[Run, Callable[[], Run]]:
@@ -103,7 +99,7 @@ def ours(model: str) -> tuple[Run, Callable[[], Run]]:
     from nstvis.units import maxima
 
     forward, params = models.load(model, CASES[model].weights)
-    mesh, scanned = devices.mesh(), units(model)
+    mesh, scanned = devices.mesh(), units(forward, params)
     scan = maxima.Scan(forward, dict.fromkeys(scanned, (0, 0)), 1, mesh)
 
     @jax.jit
@@ -295,9 +291,10 @@ def state(model: str) -> str:
     """How large a scan's state is."""
     import jax
 
+    from nstvis import models
     from nstvis.units import maxima
 
-    count = sum(units(model).values())
+    count = sum(units(*models.load(model, "random")).values())
     parts = jax.eval_shape(lambda: maxima.start(count, **SIZES))._asdict()
     sizes = {
         name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) / 1e6
