@@ -98,33 +98,37 @@ def main(
         work: Serves as the worker of some name in some case.
         rows: Measures, quickly or not, row by row; notes come after the last.
     """
-    parser = argparse.ArgumentParser(
-        description=sys.modules[rows.__module__].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="fewer cases and turns: at most two minutes on two cores",
-    )
-    parser.add_argument("--json", type=Path, help="a file to write the numbers to")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    flags = _flags(sys.modules[rows.__module__].__doc__)
     if flags.worker:
         of_torch = flags.worker.startswith("torch")
         (turns.torch_setup if of_torch else turns.ours_setup)()
         return work(flags.worker, flags.case)
-    about = machine()
-    versions = ", ".join(map(" ".join, about["versions"].items()))
     command = f"python benchmarks/{Path(sys.argv[0]).name}{' --quick' * flags.quick}"
-    print(f"`{command}` on {about['cores']} x {about['cpu']}, {versions}:\n")
-    print(header(unit), flush=True)
+    common = {"unit": unit, "command": command, "machine": machine()}
+    print(f"{_told(common)}\n\n{header(unit)}", flush=True)
     measure = functools.partial(turns.compare, turns=3 if flags.quick else 7)
-    common, records = {"unit": unit, "command": command, "machine": about}, []
+    records = []
     for row in rows(measure, flags.quick):
         if isinstance(row, Row):
             records.append(row.record() | common)
         print(f"\n{row}" if isinstance(row, str) else line(records[-1]), flush=True)
     if flags.json:
         files.write_text(flags.json, json.dumps(records, indent=2) + "\n")
+
+
+def _flags(description: str | None) -> argparse.Namespace:
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=shown)
+    quick = "fewer cases and turns: at most two minutes on two cores"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", type=Path, help="a file to write the numbers to")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _told(common: dict[str, Any]) -> str:
+    """Says what was run on what."""
+    about = common["machine"]
+    versions = ", ".join(map(" ".join, about["versions"].items()))
+    return f"`{common['command']}` on {about['cores']} x {about['cpu']}, {versions}:"
