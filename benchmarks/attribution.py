@@ -8,24 +8,21 @@ around the receptive fields, in batches, cropped and scaled to be drawn. PyTorch
 networks that end at the layer, with a hook on each ReLU, on whole images: in batches,
 and one at a time, as the published tools do it. None of them draws.
 
-Each side is a process of its own, and they take turns; while one works, the others are
-stopped. The table gives pictures per second: the median of turns and the highest. From
-the medians follows how long nine pictures of each of the 1,152 units take.
+The last rows are nine pictures of each of the 1,152 units: 10,368 of them.
 """
 
-import argparse
 import itertools
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import turns
+from benchmarks import report, turns
+from benchmarks.report import Measure, Row
 from benchmarks.train import photograph
-from benchmarks.turns import Take
+from benchmarks.turns import Take, Turn
 
 SIZE, BATCH, PICTURES = 224, 32, 96
 UNITS = {"conv1": 64, "conv2": 192, "conv3": 384, "conv4": 256, "conv5": 256}
@@ -82,15 +79,15 @@ def ours(layer: str) -> Take:
     from nstvis.units.receptive_fields import receptive_fields
     from nstvis.units.table import Layer, RankedPatches
 
-    forward, params = models.load("alexnet", "random")
+    forward, params = models.load("alexnet", "random", last=layer)
     pictures, fields = Photographs(), receptive_fields(forward, params, SIZE, SIZE)
     images, units, positions = patches(layer, fields[layer].columns)
-    activations = jax.jit(forward)(params, pictures.stack())
+    activations = jax.jit(lambda *x: forward(*x)[layer])(params, pictures.stack())
     rank, shape = np.arange(PICTURES), (UNITS[layer], PICTURES)
     image, score = np.full(shape, -1), np.zeros(shape, np.float32)
     position = np.zeros((*shape, 2), int)
     image[units, rank], position[units, rank] = images, positions
-    score[units, rank] = np.asarray(activations[layer])[images, *positions.T, units]
+    score[units, rank] = np.asarray(activations)[images, *positions.T, units]
     box = fields[layer].boxes(np.arange(shape[0])[:, None], position)
     top, none = (
         RankedPatches(score=score, image=image, position=position, box=box),
@@ -119,33 +116,20 @@ def ours(layer: str) -> Take:
     return take
 
 
-def torch_network(layer: str) -> Any:
-    """AlexNet up to a layer, whose ReLUs pass back what is above 0."""
-    import torch
-    from torch import nn
-
-    shapes = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1)]
-    shapes += [(384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
-    parts: list[nn.Module] = []
-    for number, shape in enumerate(shapes[: list(UNITS).index(layer) + 1]):
-        parts += [nn.MaxPool2d(3, 2)] if number in (1, 2) else []
-        relu = nn.ReLU()
-        relu.register_full_backward_hook(
-            lambda module, inwards, outwards: (outwards[0].clamp(min=0),)
-        )
-        parts += [nn.Conv2d(*shape), relu]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    network: Any = nn.Sequential(*parts).eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)
-
-
 def theirs(layer: str, batch: int) -> Take:
     """The same in PyTorch, `batch` at a time."""
     import torch
+    from torch import nn
 
-    network, pictures = torch_network(layer), Photographs()
-    stack = torch.from_numpy(pictures.stack()).permute(0, 3, 1, 2)
-    whole = stack.contiguous(memory_format=torch.channels_last)
+    from benchmarks import torch_networks
+
+    network = torch_networks.convolutions("alexnet", layer, inplace=False)
+    network.requires_grad_(False)
+    for relu in (x for x in network if isinstance(x, nn.ReLU)):
+        relu.register_full_backward_hook(
+            lambda module, inwards, outwards: (outwards[0].clamp(min=0),)
+        )
+    whole = torch.from_numpy(Photographs().stack()).permute(0, 3, 1, 2)
     columns = network(whole[:1]).shape[-1]
     images, units, positions = map(torch.from_numpy, patches(layer, columns))
 
@@ -153,7 +137,7 @@ def theirs(layer: str, batch: int) -> Take:
         for _, start in itertools.product(batches, range(0, PICTURES, batch)):
             some = slice(start, start + batch)
             pixels = whole[images[some]].requires_grad_()
-            activations = network((pixels - 127) / 58)
+            activations = network(torch_networks.normalized(pixels))
             one = torch.arange(len(pixels)), units[some], *positions[some].T
             seed = torch.zeros_like(activations)
             seed[one] = activations[one].detach()
@@ -164,37 +148,46 @@ def theirs(layer: str, batch: int) -> Take:
 
 
 def work(side: str, layer: str) -> None:
-    """A worker."""
-    makers = {"ours": ours, "torch": lambda x: theirs(x, BATCH)}
-    take = theirs(layer, 1) if side == "one" else makers[side](layer)
-    turns.serve(PICTURES, itertools.repeat(None), {"pictures": take})
+    """Attributes activations."""
+    makers = {
+        "ours": ours,
+        "torch": lambda layer: theirs(layer, BATCH),
+        "torch_one": lambda layer: theirs(layer, 1),
+    }
+    turns.serve(PICTURES, itertools.repeat(None), {"task": makers[side](layer)})
 
 
-def main() -> None:
-    """Prints the table, or is one of its workers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    if flags.worker:
-        return work(flags.worker, flags.case)
-    print(f"{len(os.sched_getaffinity(0))} cores; pictures/s: median / highest\n")
-    print("| layer | ours | torch | torch, one at a time | ours : torch | : one |")
-    print("|---" * 6 + "|")
-    minutes = dict.fromkeys(("ours", "torch", "one"), 0.0)
-    for layer, units in UNITS.items():
-        sides = {side: ["pictures"] for side in minutes}
-        told = turns.compare(__file__, layer, sides, 1)
-        speeds = {side: turns.median(told[side, "pictures"]) for side in minutes}
-        for side in minutes:
-            minutes[side] += 9 * units / speeds[side] / 60
-        cells = " | ".join(turns.both(told[side, "pictures"]) for side in minutes)
-        ratios = [speeds["ours"] / speeds[side] for side in ("torch", "one")]
-        print(f"| {layer} | {cells} | {ratios[0]:.2f} | {ratios[1]:.2f} |", flush=True)
-    cells = " | ".join(f"{minutes[side]:.1f} minutes" for side in minutes)
-    ratios = [minutes[side] / minutes["ours"] for side in ("torch", "one")]
-    print(f"| all 10,368 | {cells} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+def total(layers: Sequence[Sequence[Turn]]) -> list[Turn]:
+    """From the turns of all layers to those in which each had nine pictures a unit."""
+    wanted = [9 * count for count in UNITS.values()]
+    return [
+        Turn(
+            sum(wanted) / sum(n / x.speed for n, x in zip(wanted, turn, strict=True)),
+            max(x.peak or 0 for x in turn),
+        )
+        for turn in zip(*layers, strict=True)
+    ]
+
+
+def rows(measure: Measure, quick: bool) -> Iterator[Row | str]:
+    """Measures each layer, and adds them up."""
+    tasks = ["ours task", "torch task", "torch_one task"]
+    against = ["PyTorch, in batches", "PyTorch, one at a time"]
+    measured = []
+    for layer in ("conv2", "conv5") if quick else UNITS:
+        ours, *others = measure(layer, tasks, 1)
+        measured.append([ours, *others])
+        for name, theirs in zip(against, others, strict=True):
+            yield Row(layer, name, ours, theirs)
+    if quick:
+        return
+    ours, *others = map(total, zip(*measured, strict=True))
+    for name, theirs in zip(against, others, strict=True):
+        yield Row(f"all {9 * sum(UNITS.values()):,}", name, ours, theirs)
+    minutes = [9 * sum(UNITS.values()) / turns.median(x) / 60 for x in [ours, *others]]
+    told = ", ".join(f"{x:.1f}" for x in minutes)
+    yield f"All of them take {told} minutes: ours, PyTorch in batches, one at a time."
 
 
 if __name__ == "__main__":
-    main()
+    report.main("pictures/s", work, rows)

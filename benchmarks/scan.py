@@ -5,23 +5,19 @@
 A scan's step keeps, of every unit of the layers after a ReLU and of the logits, the 18
 highest and the 9 lowest activations, the highest of each of 200 classes, where they are,
 and a histogram; in float32. It is compared to the network alone, compiled to return the
-logits, and to PyTorch as its users would write it: channels last, a hook on each such
-layer that takes its maximum over space and merges the 9 highest with `torch.topk`.
+logits, and to PyTorch as its users would write it: a hook on each such layer that takes
+its maximum over space and merges the 9 highest with `torch.topk`.
 
-The step runs on batches of noise which are in memory and always new, after as many as
-the table says; `first` are the first four, each image of which is in some unit's top.
+The step runs on batches of noise which are in memory and always new, after as many that
+few of them are still in some unit's top; `first images` are the first four batches, each
+image of which is.
 
 From files, JPEGs of 500 x 375 are read, decoded, scaled and scanned, with everything on
 the same cores, so that at best an image takes as long as its decoding and its forward
 pass together: the bound. There are 256 different photographs under 5,120 names, so that
 no unit's top changes after these. PyTorch's is a `DataLoader` with a worker per core.
-
-Each side is a process of its own, and they take turns (a step and its forward pass in
-the same process); while one works, the others are stopped. The tables give images per
-second: the median of turns and the highest. MB is a process's peak memory.
 """
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -33,8 +29,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import turns
+from benchmarks import report, turns
+from benchmarks.report import Measure, Row
 from benchmarks.train import photograph
+from benchmarks.turns import Turn
 
 CLASSES, K = 200, 9
 SIZES = {"pool": 2 * K, "k": K, "classes": CLASSES, "per_class": 1}
@@ -83,17 +81,13 @@ def photographs(folder: Path) -> None:
             name.hardlink_to(names[0])
 
 
-def units(model: str) -> dict[str, int]:
+def units(forward: Any, params: Any) -> dict[str, int]:
     """The layers that are scanned, and how many units each has."""
-    import jax
-
     from nstvis import models
 
-    forward, params = models.load(model, "random")
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
-    found, names = jax.eval_shape(forward, params, image), models.layers(model)
-    scanned = [name for name in names if f"{name}_pre" in names] + names[-1:]
-    return {name: found[name].shape[-1] for name in scanned}
+    counts = models.units(forward, params, 64)
+    scanned = [name for name in counts if f"{name}_pre" in counts]
+    return {name: counts[name] for name in [*scanned, [*counts][-1]]}
 
 
 def ours(model: str) -> tuple[Run, Callable[[], Run]]:
@@ -105,7 +99,7 @@ def ours(model: str) -> tuple[Run, Callable[[], Run]]:
     from nstvis.units import maxima
 
     forward, params = models.load(model, CASES[model].weights)
-    mesh, scanned = devices.mesh(), units(model)
+    mesh, scanned = devices.mesh(), units(forward, params)
     scan = maxima.Scan(forward, dict.fromkeys(scanned, (0, 0)), 1, mesh)
 
     @jax.jit
@@ -136,42 +130,15 @@ def ours(model: str) -> tuple[Run, Callable[[], Run]]:
     return run_forward, start
 
 
-def torch_network(model: str) -> Any:
-    """PyTorch's network; nothing of JAX is loaded."""
-    from torch import nn
-
-    window, stride, padding, cells, width, classes = {
-        "alexnet_small": (7, 2, 3, 3, 768, CLASSES),
-        "alexnet": (11, 4, 2, 6, 4096, 1000),
-    }[model]
-    network = nn.Sequential(
-        *(nn.Conv2d(3, 64, window, stride, padding), nn.ReLU(inplace=True)),
-        nn.MaxPool2d(3, 2),
-        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True)),
-        nn.MaxPool2d(3, 2),
-        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True)),
-        nn.MaxPool2d(3, 2),
-        nn.AdaptiveAvgPool2d(cells),
-        nn.Flatten(),
-        *(nn.Linear(256 * cells**2, width), nn.ReLU(inplace=True)),
-        *(nn.Linear(width, width), nn.ReLU(inplace=True)),
-        nn.Linear(width, classes),
-    )
-    return network.eval()
-
-
 def theirs(model: str) -> tuple[Run, Callable[[], Run]]:
     """The same in PyTorch: the forward pass, and what starts a scan."""
     import torch
     from torch import nn
+    from torch.nn import functional
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    network = torch_network(model).to(memory_format=torch.channels_last)
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
-    index = torch.empty(0)
+    from benchmarks import torch_networks
+
+    network, index = torch_networks.classifier(model).eval(), torch.empty(0)
 
     @torch.no_grad()
     def run_forward(batches: Batches) -> None:
@@ -179,13 +146,15 @@ def theirs(model: str) -> tuple[Run, Callable[[], Run]]:
         for batch in batches:
             index = torch.as_tensor(batch["index"])
             images = torch.as_tensor(batch["image"]).permute(0, 3, 1, 2)
-            network((images.float() - mean) / std)
+            network(torch_networks.normalized(images))
 
     def start() -> Run:
         best = {}
 
         def hook(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-            score, place = output.reshape(*output.shape[:2], -1).max(2)
+            maps = output if output.ndim == 4 else output[..., None, None]
+            pooled = functional.adaptive_max_pool2d(maps, 1, return_indices=True)
+            score, place = (x.flatten(1) for x in pooled)
             found = [score, index[:, None].expand_as(place), place]
             if layer in best:
                 pairs = zip(best[layer], found, strict=True)
@@ -253,12 +222,12 @@ def their_photographs(folder: str, case: Case) -> Iterator[Any]:
     return itertools.chain.from_iterable(iter(made) for _ in itertools.count())
 
 
-def step_worker(side: str, model: str) -> None:
+def step_worker(side: str, model: str, before: str) -> None:
     """Does steps and forward passes in turn."""
     forward, start = (ours if side == "ours" else theirs)(model)
     images, scan = noise(CASES[model]), start()
     if side == "ours":  # PyTorch does the same for every batch
-        scan(itertools.islice(images, CASES[model].before))
+        scan(itertools.islice(images, int(before)))
     tasks = {"forward": forward, "scan": scan, "first": lambda part: start()(part)}
     turns.serve(CASES[model].batch, images, tasks)
 
@@ -268,7 +237,7 @@ def files_worker(side: str, model: str, folder: str) -> None:
     case = CASES[model]
     if side == "forward":
         batches = itertools.repeat(next(noise(case)))
-        return turns.serve(case.batch, batches, {side: ours(model)[0]})
+        return turns.serve(case.batch, batches, {"task": ours(model)[0]})
     if side == "torch":
         run, images = theirs(model)[1](), their_photographs(folder, case)
     else:
@@ -278,44 +247,54 @@ def files_worker(side: str, model: str, folder: str) -> None:
     def take(batches: Sequence[Any]) -> None:
         run(next(images) for _ in batches)
 
-    turns.serve(case.batch, itertools.repeat(None), {side: take})
+    turns.serve(case.batch, itertools.repeat(None), {"task": take})
 
 
-def step_row(model: str) -> str:
-    """One row of the table of steps."""
-    sides = {"ours": ["forward", "scan", "first"], "torch": ["forward", "scan"]}
+def work(side: str, case: str) -> None:
+    """Scans, from memory or from files."""
+    kind, *rest = case.split(",", 2)
+    {"step": step_worker, "files": files_worker}[kind](side, *rest)
+
+
+def step_rows(measure: Measure, model: str, before: int) -> Iterator[Row]:
+    """Measures steps of the scan."""
+    tasks = ["ours forward", "ours scan", "ours first", "torch forward", "torch scan"]
     case = CASES[model]
-    told = turns.compare(__file__, f"step,{model}", sides, case.steps)
-    forward, scan, _, _, theirs = map(turns.median, told.values())
-    speeds = " | ".join(map(turns.both, told.values()))
-    peaks = [told[side, "scan"][-1].peak for side in sides]
-    return (
-        f"| {model} | {case.before * case.batch} | {speeds} | {scan / forward:.2f} |"
-        f" {scan / theirs:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} |"
+    forward, scan, first, their_forward, their_scan = measure(
+        f"step,{model},{before}", tasks, case.steps
     )
+    name = f"{model}, {case.size} px"
+    yield Row(f"forward pass of {name}", "PyTorch's", forward, their_forward)
+    yield Row(f"scan step of {name}", "PyTorch's scan", scan, their_scan)
+    yield Row(f"scan step of {name}, first images", "PyTorch's scan", first, their_scan)
+    alone = [turn._replace(peak=None) for turn in forward]  # in the same process
+    yield Row(f"scan step of {name}", "our forward pass (scan : forward)", scan, alone)
 
 
-def files_row(model: str, folder: str) -> str:
-    """One row of the table of scans from files."""
-    sides = {side: [side] for side in ("decode", "forward", "scan", "torch")}
+def files_rows(measure: Measure, model: str, folder: str) -> Iterator[Row]:
+    """Measures scans from files."""
+    tasks = ["decode task", "forward task", "scan task", "torch task"]
     case = CASES[model]
-    told = turns.compare(__file__, f"files,{model},{folder}", sides, case.files)
-    decode, forward, scan, theirs = map(turns.median, told.values())
-    bound = 1 / (1 / decode + 1 / forward)
-    speeds = " | ".join(map(turns.both, told.values()))
-    return (
-        f"| {model} | {case.size} | {speeds} | {bound:.0f} | {scan / bound:.2f} |"
-        f" {scan / theirs:.2f} |"
+    decode, forward, scan, theirs = measure(
+        f"files,{model},{folder}", tasks, case.files
     )
+    bound = [
+        Turn(1 / (1 / a.speed + 1 / b.speed), None)
+        for a, b in zip(decode, forward, strict=True)
+    ]
+    name = f"scan of JPEGs by {model}, {case.size} px"
+    yield Row(name, "PyTorch's scan", scan, theirs)
+    yield Row(name, "the bound", scan, bound)
 
 
 def state(model: str) -> str:
     """How large a scan's state is."""
     import jax
 
+    from nstvis import models
     from nstvis.units import maxima
 
-    count = sum(units(model).values())
+    count = sum(units(*models.load(model, "random")).values())
     parts = jax.eval_shape(lambda: maxima.start(count, **SIZES))._asdict()
     sizes = {
         name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) / 1e6
@@ -329,36 +308,18 @@ def state(model: str) -> str:
     )
 
 
-def main() -> None:
-    """Prints the tables, or is one of their workers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    if flags.worker:
-        kind, *rest = flags.case.split(",", 2)
-        return {"step": step_worker, "files": files_worker}[kind](flags.worker, *rest)
-    print(f"{len(os.sched_getaffinity(0))} cores; images/s: median / highest\n")
-    print(
-        "| step | images before | forward | scan | first | torch's forward |"
-        " torch's scan | scan : forward | ours : torch's | MB | torch's MB |"
-    )
-    print("|---" * 11 + "|")
-    for model in CASES:
-        print(step_row(model), flush=True)
-    print(
-        "\n| from files | pixels | decode | forward | scan | torch's scan | bound |"
-        " scan : bound | ours : torch's |"
-    )
-    print("|---" * 9 + "|")
+def rows(measure: Measure, quick: bool) -> Iterator[Row | str]:
+    """Measures steps, and scans from files."""
+    cases = dict(list(CASES.items())[:1]) if quick else CASES
+    for model, case in cases.items():
+        yield from step_rows(measure, model, 10 if quick else case.before)
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder))
-        for model in CASES:
-            print(files_row(model, folder), flush=True)
-    print()
-    for model in CASES:
-        print(state(model))
+        for model in cases:
+            yield from files_rows(measure, model, folder)
+    for model in cases:
+        yield state(model)
 
 
 if __name__ == "__main__":
-    main()
+    report.main("images/s", work, rows)

@@ -2,25 +2,22 @@
 
     python benchmarks/train.py
 
-The step is that of `--experiment=train` (alexnet_small with batch norm and dropout, SGD
-with Nesterov momentum, smoothed labels, averaged weights), in float32 on batches of 128
-images of noise which are in memory. PyTorch's network is the same, channels last.
+The step is that of `--experiment=train` (batch norm, dropout, SGD with Nesterov momentum,
+smoothed labels, averaged weights; ours also measures the gradient's norm, the accuracy
+and the share of dead units), in float32 on batches of 128 images of noise which are in
+memory. PyTorch's network is the same.
 
 The input is decoded, cropped, resized, mirrored, coloured and batched; on one core, to
-which all threads of a process are pinned. `primitives` are PNGs of 64 x 64 which we
-read from disk, `photographs` JPEGs of 500 x 375 in memory. PyTorch's is a `DataLoader`
-without workers over the same bytes, in memory, with torchvision's operations on Pillow;
-it ends with floats in 0..1, ours with the bytes that the step takes. `evaluation`
-neither crops at random nor mirrors nor colours.
+which all threads of a process are pinned. `primitives` are PNGs of 64 x 64, `photographs`
+JPEGs of 500 x 375, all of them in memory. PyTorch's is a `DataLoader` without workers,
+with torchvision's operations on Pillow; both end with the bytes that a step takes.
+`evaluation` neither crops at random nor mirrors nor colours.
 
-Each side is a process of its own, and they take turns; while one works, the other is
-stopped. The tables give images per second (the median of turns and the highest) and the
-ratio of ours to PyTorch's: higher is better. Last comes what share of the time the
-input makes the step wait: the whole loop against steps on one batch again and again,
-and the time that the loop waits for batches.
+Last comes what share of the time the input makes our step wait: the whole loop against
+steps on one batch again and again, and the time that the loop waits for batches.
 """
 
-import argparse
+import contextlib
 import io
 import itertools
 import math
@@ -35,25 +32,46 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import turns
+from benchmarks import report, turns
+from benchmarks.report import Measure, Row
 from benchmarks.turns import Take
-from nstvis import crops
 
-BATCH = 128
-CLASSES = 200
-# What is done, to which images, of what side in pixels, in turns of how many batches.
-STEPS = [("step", "noise", 48, 2), ("step", "noise", 64, 2)]
-INPUT = [
+BATCH, CLASSES = 128, 31
+DROPOUT, DECAY, SMOOTHING, EMA, CROP, COLOR = 0.1, 5e-4, 0.1, 0.999, 0.5, 0.2
+# What is done, by which network or to which images, of what side in pixels, in turns of
+# how many batches.
+CASES = [
+    ("step", "alexnet_small", 48, 2),
+    ("step", "alexnet_small", 64, 2),
+    ("step", "vgg_small", 48, 2),
     ("training", "primitives", 64, 8),
     ("evaluation", "primitives", 64, 12),
     ("training", "photographs", 64, 3),
     ("training", "photographs", 224, 3),
     ("evaluation", "photographs", 224, 3),
 ]
+QUICK = CASES[:1] + CASES[2:4]
+
+
+def settings(model: str = "alexnet_small") -> Any:
+    """Returns the settings of `--experiment=train` that both sides have."""
+    from nstvis.training.settings import Settings
+
+    return Settings(
+        model=model,
+        batch=BATCH,
+        validation="",
+        dropout=DROPOUT,
+        weight_decay=DECAY,
+        smoothing=SMOOTHING,
+        ema=EMA,
+        crop=CROP,
+        color=COLOR,
+    )
 
 
 def noise(size: int) -> dict[str, Any]:
-    """A batch that costs what any batch costs."""
+    """Returns a batch that costs what any batch costs."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -61,84 +79,51 @@ def noise(size: int) -> dict[str, Any]:
     return {"image": images, "label": rng.integers(0, CLASSES, BATCH, np.int32)}
 
 
-def jax_step() -> Take:
-    """Our step, compiled as the experiment compiles it."""
+def our_step(model: str, size: int) -> Take:
+    """Our steps, as the experiment takes them."""
     import jax
-    import jax.numpy as jnp
 
-    from nstvis import models
-    from nstvis.training import schedule
-    from nstvis.training.settings import Settings
-    from nstvis.training.step import Trainer, trainable
+    from nstvis import devices
+    from nstvis.training.loop import TrainingRun
 
-    settings = Settings()
-    network = models.network(settings.model, "random", classes=CLASSES, seed=0)
-    trainer = Trainer(
-        trainable(network, settings.dropout, jnp.float32),
-        schedule.optimizer(1e-3, settings.weight_decay),
-        smoothing=settings.smoothing,
-        ema=settings.ema,
-        seed=0,
-    )
-    step = jax.jit(trainer.step, donate_argnums=0)
-    state = jax.device_put(trainer.start())
+    with tempfile.TemporaryDirectory() as folder:
+        run = TrainingRun(settings(model), Path(folder))
+        state = run.start()
+    mesh, batch = devices.mesh(), noise(size)
 
     def take(batches: Sequence[Any]) -> None:
         nonlocal state
-        for batch in batches:
-            state, _ = step(state, batch)
+        for _ in batches:
+            state, _ = run.step(state, 1, devices.divided(batch, mesh))
         jax.block_until_ready(state)
 
     return take
 
 
-def torch_network(dropout: float):
-    """PyTorch's alexnet_small with batch norm; nothing of JAX is loaded."""
-    from torch import nn
-
-    def conv(inputs: int, outputs: int, window: int, stride: int = 1) -> list:
-        layer = nn.Conv2d(inputs, outputs, window, stride, window // 2)
-        return [layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-
-    return nn.Sequential(
-        *conv(3, 64, 7, 2),
-        nn.MaxPool2d(3, 2),
-        *conv(64, 192, 5),
-        nn.MaxPool2d(3, 2),
-        *conv(192, 384, 3),
-        *conv(384, 256, 3),
-        *conv(256, 256, 3),
-        nn.MaxPool2d(3, 2),
-        nn.AdaptiveAvgPool2d(3),
-        nn.Flatten(),
-        *(nn.Linear(256 * 9, 768), nn.ReLU(inplace=True), nn.Dropout(dropout)),
-        *(nn.Linear(768, 768), nn.ReLU(inplace=True), nn.Dropout(dropout)),
-        nn.Linear(768, CLASSES),
-    )
-
-
-def torch_step() -> Take:
-    """The same step in plain PyTorch."""
+def torch_step(model: str, size: int) -> Take:
+    """The same in PyTorch."""
     import torch
     from torch.optim import swa_utils
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    network: Any = torch_network(0.5)
-    network = network.to(memory_format=torch.channels_last)
-    average = swa_utils.get_ema_multi_avg_fn(0.999)
+    from benchmarks import torch_networks
+
+    network = torch_networks.classifier(
+        model, classes=CLASSES, norm=True, dropout=DROPOUT
+    )
+    average = swa_utils.get_ema_multi_avg_fn(EMA)
     averaged = swa_utils.AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     kernels = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
-    groups = [{"params": kernels, "weight_decay": 5e-4}, {"params": others}]
-    optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True)
-    objective = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
+    groups = [{"params": kernels, "weight_decay": DECAY}, {"params": others}]
+    how: Any = {"momentum": 0.9, "nesterov": True, "fused": True}
+    optimizer = torch.optim.SGD(groups, lr=1e-3, **how)
+    objective = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    batch = noise(size)
 
     def take(batches: Sequence[Any]) -> None:
-        for batch in batches:
+        for _ in batches:
             image, label = map(torch.from_numpy, (batch["image"], batch["label"]))
-            image = (image.permute(0, 3, 1, 2).float() - mean) / std
+            image = torch_networks.normalized(image.permute(0, 3, 1, 2))
             optimizer.zero_grad()
             objective(network(image), label.long()).backward()
             optimizer.step()
@@ -172,7 +157,7 @@ def photograph(seed: int) -> bytes:
 class Memory(list):
     """A data set in memory."""
 
-    classes = ("photograph",)
+    classes = ("image",)
 
 
 def source(kind: str) -> Any:
@@ -180,7 +165,8 @@ def source(kind: str) -> Any:
     from nstvis import data
 
     if kind == "primitives":
-        return data.load("primitives", "train")
+        drawn = data.load("primitives", "train")
+        return Memory(drawn[i] for i in range(len(drawn)))
     examples = [data.Example(f"{i}", 0, photograph(i)) for i in range(BATCH)]
     return Memory(examples * 20)
 
@@ -198,15 +184,14 @@ def taking(passes: Iterator[Any]) -> Take:
 
 def our_input(task: str, kind: str, size: int) -> Take:
     """The batches of `nstvis.pipeline`, made by threads."""
-    from nstvis import pipeline
-    from nstvis.training.settings import Settings
+    from nstvis import crops, pipeline
 
-    settings, images = Settings(), source(kind)
+    images = source(kind)
     common: Any = {"damaged": pipeline.Damaged(Path(os.devnull)), "workers": 0}
     if task == "evaluation":
         dataset = pipeline.evaluation(images, size, BATCH, **common)
     else:
-        how = crops.Augmentation(crop=settings.crop, color=settings.color)
+        how = crops.Augmentation(crop=CROP, color=COLOR)
         dataset = pipeline.training(
             images, size, BATCH, seed=0, augmentation=how, **common
         )
@@ -218,7 +203,7 @@ def random_crop(picture: Any, size: int, rng: Any) -> Any:
     from PIL import Image, ImageEnhance
 
     while True:
-        area = picture.width * picture.height * rng.uniform(0.5, 1)
+        area = picture.width * picture.height * rng.uniform(CROP, 1)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         width = round(math.sqrt(area * aspect))
         height = round(math.sqrt(area / aspect))
@@ -233,7 +218,9 @@ def random_crop(picture: Any, size: int, rng: Any) -> Any:
     if rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for kind in ("Brightness", "Contrast", "Color"):
-        picture = getattr(ImageEnhance, kind)(picture).enhance(rng.uniform(0.8, 1.2))
+        picture = getattr(ImageEnhance, kind)(picture).enhance(
+            rng.uniform(1 - COLOR, 1 + COLOR)
+        )
     return picture
 
 
@@ -244,7 +231,6 @@ def torch_input(task: str, kind: str, size: int) -> Take:
     from PIL import Image, ImageOps
     from torch.utils.data import DataLoader, Dataset
 
-    torch.set_num_threads(1)
     rng, examples = np.random.default_rng(0), list(source(kind))
 
     class Pictures(Dataset):
@@ -259,32 +245,20 @@ def torch_input(task: str, kind: str, size: int) -> Take:
             else:
                 bilinear = Image.Resampling.BILINEAR
                 picture = ImageOps.fit(picture, (size, size), bilinear)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-            return pixels.contiguous().float() / 255, example.label
+            return torch.from_numpy(np.array(picture)), example.label
 
     loader = DataLoader(Pictures(), BATCH, shuffle=task == "training", drop_last=True)
     return taking(iter(loader) for _ in itertools.count())
 
 
-def work(side: str, task: str, kind: str, size: int) -> None:
-    """A worker."""
+def work(side: str, case: str) -> None:
+    """Takes steps, or makes batches."""
+    task, what, size = case.split(",")
     if task == "step":
-        batches: Iterator[Any] = itertools.repeat(noise(size))
-        take = (jax_step if side == "ours" else torch_step)()
+        take = (our_step if side == "ours" else torch_step)(what, int(size))
     else:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        batches = itertools.repeat(None)
-        take = (our_input if side == "ours" else torch_input)(task, kind, size)
-    turns.serve(BATCH, batches, {task: take})
-
-
-def row(task: str, kind: str, size: int, count: int) -> str:
-    """One row of a table."""
-    sides = {side: [task] for side in ("ours", "torch")}
-    measured = turns.compare(__file__, f"{task},{kind},{size}", sides, count)
-    speeds = " | ".join(map(turns.both, measured.values()))
-    ours, theirs = map(turns.median, measured.values())
-    return f"| {task} | {kind} | {size} | {speeds} | {ours / theirs:.2f} |"
+        take = (our_input if side == "ours" else torch_input)(task, what, int(size))
+    turns.serve(BATCH, itertools.repeat(None), {"task": take})
 
 
 def waiting(count: int = 4) -> str:
@@ -292,13 +266,13 @@ def waiting(count: int = 4) -> str:
     import jax
 
     from nstvis.training.loop import TrainingRun
-    from nstvis.training.settings import Settings
 
+    turns.ours_setup()
     blocked, seconds = 0.0, {"loop": [], "same": []}
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(Settings(validation=""), Path(folder))
+        run = TrainingRun(settings(), Path(folder))
         state, first = run.start(), run.batch(1)
-        for turn in range(turns.TURNS + 1):
+        for turn in range(8):
             for name, times in seconds.items():
                 time.sleep(1)  # until what is made ahead is made
                 began = time.perf_counter()
@@ -313,29 +287,23 @@ def waiting(count: int = 4) -> str:
                 blocked, seconds = 0.0, {"loop": [], "same": []}
     loop, same = (statistics.median(seconds[name]) for name in ("loop", "same"))
     return (
-        f"s per step: {loop / count:.3f} with the input, {same / count:.3f} without:"
-        f" waits {(loop - same) / loop:.1%};"
-        f" for batches {blocked / sum(seconds['loop']):.1%}"
+        f"A step of the whole loop takes {loop / count:.3f} s, {same / count:.3f} s with"
+        f" a batch that is there already, {(loop - same) / loop:.1%} less; the loop waits"
+        f" for batches for {blocked / sum(seconds['loop']):.1%} of its time."
     )
 
 
-def main() -> None:
-    """Prints the tables, or is one of their workers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    if flags.worker:
-        task, kind, size = flags.case.split(",")
-        return work(flags.worker, task, kind, int(size))
-    print(f"{len(os.sched_getaffinity(0))} cores; images/s: median / highest")
-    for cases in (STEPS, INPUT):
-        print("\n| task | images | pixels | ours | torch | ratio |")
-        print("|---|---|---|---|---|---|")
-        for case in cases:
-            print(row(*case), flush=True)
-    print(f"\n{waiting()}")
+def rows(measure: Measure, quick: bool) -> Iterator[Row | str]:
+    """Measures steps and inputs."""
+    for task, what, size, count in QUICK if quick else CASES:
+        cores = contextlib.nullcontext() if task == "step" else turns.one_core()
+        with cores:
+            sides = measure(f"{task},{what},{size}", ["ours task", "torch task"], count)
+        name = "step of" if task == "step" else f"{task} batches of"
+        yield Row(f"{name} {what}, {size} px", "PyTorch", *sides)
+    if not quick:
+        yield waiting()
 
 
 if __name__ == "__main__":
-    main()
+    report.main("images/s", work, rows)

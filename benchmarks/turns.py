@@ -1,23 +1,33 @@
 """Processes that take turns on the same cores: while one works, the others are stopped.
 
-A script that calls `compare` is started again as each worker, with `--worker` and
-`--case`, and then calls `serve`.
+A script that calls `compare` is started again as each worker (see `report.main`), and
+then calls `serve`.
 """
 
 import contextlib
 import itertools
 import json
 import os
-import resource
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-TURNS = 7
+import psutil
+
+# glibc gives every large buffer back to the system and takes it again, page by page.
+# With these settings PyTorch's processes keep them, as ours do (`ours_setup`).
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": f"{2**31 - 1}",
+    "MALLOC_TOP_PAD_": f"{256 << 20}",
+    "MALLOC_ARENA_MAX": "1",
+}
 # Takes batches, and waits until they are done with.
 Take = Callable[[Sequence[Any]], None]
 
@@ -25,19 +35,41 @@ Take = Callable[[Sequence[Any]], None]
 class Turn(NamedTuple):
     """What a worker reports after its turn."""
 
-    speed: float  # images per second
-    peak: float  # its memory so far, in MB
+    speed: float  # images, steps or whatever is counted, per second
+    peak: float | None  # its memory so far, in MB; None where it has no process
+
+
+def ours_setup() -> None:
+    """Does to our workers what the launcher does to an experiment."""
+    from nstvis import devices
+
+    devices.connect()
+
+
+def torch_setup() -> None:
+    """Gives PyTorch all cores."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 class Worker:
-    """A process that works when it is asked to, and is stopped otherwise."""
+    """A process that works when it is asked to, and is stopped otherwise.
 
-    def __init__(self, command: Sequence[str]):
+    Args:
+        case: What it gets as `--case`.
+        name: What it gets as `--worker`: one that begins with `torch` is PyTorch's, and
+            keeps its memory unless it ends with `untuned`.
+    """
+
+    def __init__(self, case: str, name: str):
+        tuned = name.startswith("torch") and not name.endswith("untuned")
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, sys.argv[0], f"--case={case}", f"--worker={name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | (KEEP_MEMORY if tuned else {}),
             start_new_session=True,  # so that it is stopped with its own workers
         )
 
@@ -54,34 +86,34 @@ class Worker:
     def close(self) -> None:
         """Ends it."""
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()
 
 
 def compare(
-    script: str, case: str, workers: Mapping[str, Sequence[str]], count: int
-) -> dict[tuple[str, str], list[Turn]]:
+    case: str, tasks: Sequence[str], count: int, turns: int
+) -> list[list[Turn]]:
     """Starts workers and lets them take turns.
 
     Args:
-        script: The file that is run as a worker.
         case: What all workers get as `--case`.
-        workers: The tasks of each, by its name.
+        tasks: Each is a worker and what it does, such as `torch forward`.
         count: Batches in a turn.
+        turns: How many turns each task gets.
 
     Returns:
-        The turns, by worker and task.
+        The turns of each task.
     """
-    measured = {(name, task): [] for name, tasks in workers.items() for task in tasks}
+    measured = [[] for _ in tasks]
     with contextlib.ExitStack() as stack:
-        started = {}
-        for name in workers:
-            command = [sys.executable, script, f"--case={case}", f"--worker={name}"]
-            started[name] = Worker(command)
-            stack.callback(started[name].close)
-            started[name].ask("")  # is it ready?
-        for _ in range(TURNS):
-            for (name, task), rows in measured.items():
-                rows.append(Turn(*started[name].ask(f"{task} {count}\n")))
+        workers = {}
+        for name in dict.fromkeys(task.split()[0] for task in tasks):
+            workers[name] = Worker(case, name)
+            stack.callback(workers[name].close)
+            workers[name].ask("")  # is it ready?
+        for _ in range(turns):
+            for task, rows in zip(tasks, measured, strict=True):
+                name, what = task.split()
+                rows.append(Turn(*workers[name].ask(f"{what} {count}\n")))
     return measured
 
 
@@ -96,15 +128,33 @@ def serve(images: int, batches: Iterator[Any], tasks: Mapping[str, Take]) -> Non
         began = time.perf_counter()
         tasks[task](part)
         speed = images * len(part) / (time.perf_counter() - began)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(Turn(speed, peak)), flush=True)
+        print(json.dumps(Turn(speed, peak_memory())), flush=True)
+
+
+def peak_memory() -> float:
+    """Returns the most that this process had, and what its own workers have, in MB."""
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024
+    own = (child.memory_full_info().uss for child in psutil.Process().children())
+    return (peak + sum(own)) / 1e6
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Pins this process, and all that it starts meanwhile, to one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def median(turns: Sequence[Turn]) -> float:
-    """Images per second."""
+    """Returns the median of speeds."""
     return statistics.median(turn.speed for turn in turns)
 
 
-def both(turns: Sequence[Turn]) -> str:
-    """Images per second: the median and the highest."""
-    return f"{median(turns):.0f} / {max(turn.speed for turn in turns):.0f}"
+def best(turns: Sequence[Turn]) -> float:
+    """Returns the highest of speeds."""
+    return max(turn.speed for turn in turns)

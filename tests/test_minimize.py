@@ -28,6 +28,13 @@ def test_a_smoothed_gradient_is_divided_by_its_frequencies():
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
+def test_a_gradient_smoothed_by_nothing_is_itself():
+    gradient = jax.random.normal(jax.random.key(0), (1, 5, 7, 3))
+    smooth = optimizers.smooth_gradient(0.0)
+    ours, _ = smooth.update(gradient, smooth.init(None))
+    assert jnp.array_equal(ours, gradient)
+
+
 def quadratic(canvas, weights, key):
     """Lowest where every pixel is `TARGET`."""
     loss = 0.5 * jnp.sum(weights * (canvas - TARGET) ** 2)

@@ -33,6 +33,8 @@ def smooth_gradient(power: float) -> optax.GradientTransformation:
     Pictures have most of their energy in low frequencies, gradients of networks with
     strides in high ones, as grids of dots. The largest factor is 1.
     """
+    if not power:
+        return optax.identity()
 
     def smooth(gradient: Array) -> Array:
         height, width = gradient.shape[1:3]
