@@ -44,6 +44,7 @@ def ours_setup() -> None:
     from nstvis import devices
 
     devices.connect()
+    devices.keep_memory()
 
 
 def torch_setup() -> None:
