@@ -91,10 +91,7 @@ def pool(kind: str, size: int, stride: int, padding: int = 0) -> Callable:
         return functools.partial(max_pool, size=size, stride=stride, padding=padding)
     if kind == "average":
         return functools.partial(
-            nnx.avg_pool,
-            window_shape=(size, size),
-            strides=(stride, stride),
-            padding=[(padding, padding)] * 2,  # pyright: ignore[reportArgumentType]
+            average_pool, size=size, stride=stride, padding=padding
         )
     raise ValueError(f"pooling is 'max' or 'average', not {kind!r}")
 
@@ -136,6 +133,38 @@ def local_response_norm(x: Array) -> Array:
     window = ((0, 0), (0, 0), (0, 0), (2, 2))
     squares = lax.reduce_window(x**2, 0.0, lax.add, (1, 1, 1, 5), (1, 1, 1, 1), window)
     return x / (2 + 1e-4 / 5 * squares) ** 0.75
+
+
+def average_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
+    """Averages windows; zeros beyond the borders count."""
+    if size == stride and not padding:
+        return _average(x, size, x.shape[1:3])
+    edge = (padding, padding)
+    return nnx.avg_pool(x, (size, size), (stride, stride), [edge, edge])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _average(x: Array, size: int, sides: tuple[int, int]) -> Array:
+    """Averages windows that do not overlap, as a sum that XLA fuses with other layers."""
+    rows, columns = (n // size * size for n in sides)
+    x = x[:, :rows, :columns]
+    offsets = np.ndindex(size, size)
+    return sum(x[:, i::size, j::size] for i, j in offsets) / size**2
+
+
+def _average_forward(x, size, sides):
+    return _average(x, size, sides), None
+
+
+def _average_backward(size, sides, _, gradient):
+    batch, rows, columns, channels = gradient.shape
+    cells = (gradient / size**2)[:, :, None, :, None]
+    cells = jnp.broadcast_to(cells, (batch, rows, size, columns, size, channels))
+    x = cells.reshape(batch, rows * size, columns * size, channels)
+    return (_crop(x, 0, *sides),)
+
+
+_average.defvjp(_average_forward, _average_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

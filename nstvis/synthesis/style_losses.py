@@ -66,6 +66,7 @@ def gram(styles: Sequence[Array], shares: Array) -> StyleLoss:
     return StyleLoss(target, scale, gram_distance)
 
 
+@jax.custom_vjp
 def gram_matrix(activations: Array) -> Array:
     """Computes the channels' correlations, averaged over positions: F^T F / M, `[C, C]`.
 
@@ -74,6 +75,21 @@ def gram_matrix(activations: Array) -> Array:
     matrix = activations.reshape(-1, activations.shape[-1])
     # Accelerators would round to 8 or 11 bits here, in which styles differ.
     return jnp.matmul(matrix.T, matrix, precision="highest") / len(matrix)
+
+
+def _gram_matrix_forward(activations):
+    return gram_matrix(activations), activations
+
+
+def _gram_matrix_backward(activations, gradient):
+    """One product, where JAX has one for each of the factors."""
+    matrix = activations.reshape(-1, activations.shape[-1])
+    both = (gradient + gradient.T) / len(matrix)
+    product = jnp.matmul(matrix, both, precision="highest")
+    return (product.reshape(activations.shape),)
+
+
+gram_matrix.defvjp(_gram_matrix_forward, _gram_matrix_backward)
 
 
 def gram_distance(activations: Array, target: Array, key: Array) -> Array:
