@@ -289,12 +289,9 @@ def test_any_name_is_told_as_it_is(tmp_path_factory, name):
 # In a browser.
 
 
-@pytest.fixture(params=["file", "http"])
-def opened(request, page, tmp_path):
-    """Opens the page of a run, from disk and from `python -m http.server`."""
-    if request.param == "file":
-        yield functools.partial(page.open, tmp_path)
-        return
+@pytest.fixture
+def served(page, tmp_path):
+    """The address of a folder that `python -m http.server` serves."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -304,13 +301,7 @@ def opened(request, page, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
-
-    def browse():
-        page.call("Page.navigate", url=address)
-        page.until("document.readyState + location.href", f"complete{address}")
-        page.until("document.getElementById('status').textContent !== ''")
-
-    yield browse
+    yield address
     page.call("Page.navigate", url="about:blank")
     page.until("location.href", "about:blank")
     server.shutdown()
@@ -328,17 +319,17 @@ def asked(page):
 
 
 def shows(page, step):
-    """Waits until the picture is the one after a step, and as large as it should be."""
+    """Waits until the picture is the one after a step."""
     page.shows("#frame", f"step {step}")
     page.looks({page.middle("#picture"): colour(step)})
 
 
 @pytest.mark.slow
-def test_the_page_follows_a_run_and_stops_with_it(page, opened, tmp_path):
+def test_the_page_follows_a_run_and_stops_with_it(page, tmp_path):
     page.window(height=700)
     with running(tmp_path) as reach:
         reach(0)
-        opened()
+        page.open(tmp_path)
         page.js("window.loadedOnce = true")
         shows(page, 0)
         reach(4)
@@ -373,13 +364,24 @@ def test_the_page_follows_a_run_and_stops_with_it(page, opened, tmp_path):
     assert page.each("#results a", "[x.textContent, x.getAttribute('href')]") == links
     assert page.js("document.title") == "photo in the style of painting"
     loaded = asked(page)
-    time.sleep(2.5)
+    time.sleep(2.2)
     page.js("dispatchEvent(new Event('focus'))")
     assert asked(page) == loaded > 3
     assert page.js("loadedOnce")
 
 
-def answer(page, width, theme):
+@pytest.mark.slow
+def test_the_page_follows_a_run_on_another_machine(page, served, tmp_path):
+    with running(tmp_path) as reach:
+        reach(0)
+        page.call("Page.navigate", url=served)
+        page.until("location.href", served)
+        shows(page, 0)
+        reach(14)
+        shows(page, 14)
+
+
+def fits(page, width, theme):
     page.window(width=width, theme=theme)
     page.looks({(5, 5): PAPER[theme]})
     assert page.js("document.documentElement.scrollWidth") <= width
@@ -403,7 +405,7 @@ def test_names_do_nothing_and_it_is_light_dark_and_narrow(page, tmp_path):
     page.click("summary")
     for theme in ("dark", "light"):
         for width in (1400, 400):
-            answer(page, width, theme)
+            fits(page, width, theme)
 
 
 @pytest.mark.slow
