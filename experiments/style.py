@@ -64,11 +64,8 @@ PRESETS = {name: Config(**x) for name, x in style_settings.PRESETS.items()}
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Paints the picture, and keeps frames of the way there."""
     (name, content), *styles = pictures = _pictures(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint_every)
-    done = checkpoints.latest()
     page = Page(
         workdir,
-        done,
         title=f"{name} in the style of {' and '.join(name for name, _ in styles)}",
         pictures=pictures,
         config=config,
@@ -76,6 +73,8 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         results=[config.output, *LEFT],
     )
     transfer = StyleTransfer(content, [style for _, style in styles], config)
+    checkpoints = Checkpoints(workdir, config.checkpoint_every)
+    done = checkpoints.latest()
     (workdir / "frames").mkdir(exist_ok=True)
 
     def keep(moment: Moment) -> None:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,9 @@ def loss(step):
 def running(folder, done=0, **changes):
     """A run of `STEPS` steps; yields what takes the next ones, to be shown at once."""
     (folder / "frames").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if done:
+        (folder / "checkpoints" / str(done)).mkdir(parents=True)
     about = {
         "title": "photo in the style of painting",
         "pictures": [("photo", flat("navy")), ("painting", flat("gold"))],
@@ -70,7 +74,7 @@ def running(folder, done=0, **changes):
         "curves": ["J", "J_style"],
         "results": ["G.png", "index.html", "loss #1.png"],
     }
-    page = Page(folder, done, **(about | changes))
+    page = Page(folder, **(about | changes))
     with page, Metrics(folder, done) as metrics, Progress([1] * STEPS, done) as loop:
 
         def reach(step):
@@ -110,7 +114,7 @@ def test_the_page_stands_before_the_first_step(tmp_path, caplog):
 
 
 def test_nothing_is_left_by_a_run_that_fails_before_it_starts(tmp_path):
-    Page(tmp_path, 0, title="", pictures=[], config=Config(), curves=[], results=[])
+    Page(tmp_path, title="", pictures=[], config=Config(), curves=[], results=[])
     assert not list(tmp_path.iterdir())
 
 
@@ -220,9 +224,7 @@ def test_showing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     clock = types.SimpleNamespace(now=0.0, time=time.time)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(pages, "time", clock)
-    page = Page(
-        tmp_path, 0, title="", pictures=[], config=Config(), curves=[], results=[]
-    )
+    page = Page(tmp_path, title="", pictures=[], config=Config(), curves=[], results=[])
     for cost, wait in [(0.001, 2), (0.1, 5), (9, 30)]:
         with page, Metrics(tmp_path, 0) as metrics, Progress([1]) as loop:
 

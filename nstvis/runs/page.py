@@ -27,6 +27,7 @@ from PIL import Image
 
 from nstvis import devices, images
 from nstvis.runs import files, workdir
+from nstvis.runs.checkpoints import kept_steps
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Progress
 
@@ -48,7 +49,6 @@ class Page:
     def __init__(
         self,
         folder: pathlib.Path,
-        done: int,
         *,
         title: str,
         pictures: Sequence[tuple[str, Image.Image]],
@@ -60,7 +60,6 @@ class Page:
 
         Args:
             folder: The run's workdir; what is in `frames/STEP.png` is shown.
-            done: Number of steps that an earlier start has taken.
             title: One line.
             pictures: What the run starts from, each with its caption.
             config: The experiment's Config.
@@ -69,7 +68,7 @@ class Page:
         """
         self._folder, self._curves, self._results = folder, curves, results
         self._began, self._next = time.monotonic(), 0.0
-        self._earlier = _seconds_taken(folder) if done else 0.0
+        self._earlier = _seconds_taken(folder) if kept_steps(folder) else 0.0
         self._pictures = {
             f"page/{i}.jpg": images.resize(x, min(LONG_SIDE, max(x.size)))
             for i, (_, x) in enumerate(pictures)
