@@ -5,9 +5,10 @@ r"""Neural style transfer: paints one picture in the style of another.
         --config.style=painting.jpg --config.size=512 --workdir=runs/photo
     python launch.py --experiment=style --config=gatys2015 --config.content=photo.jpg
 
-Gatys, Ecker & Bethge 2015 (arXiv:1508.06576). Leaves `G.png`, `film.png` (from noise to
-picture), `loss.png`, `metrics.jsonl` and `frames/` in the workdir. `--config=PRESET`
-starts from one of `gatys2015`, `neural_style` and `ng`.
+Gatys, Ecker & Bethge 2015 (arXiv:1508.06576). Leaves `G.png`, `index.html` (to watch the
+run in a browser), `film.png` (from noise to picture), `loss.png`, `metrics.jsonl` and
+`frames/` in the workdir. `--config=PRESET` starts from one of `gatys2015`, `neural_style`
+and `ng`.
 
 The first command takes 105 s on two cores of an AMD EPYC (Zen 4) and brings J from 20
 down to 1.07 in 750 steps, at 384 x 288 pixels.
@@ -16,13 +17,19 @@ down to 1.07 in 750 steps, at 384 x 288 pixels.
 import dataclasses
 import pathlib
 
+from PIL import Image
+
 from nstvis import assets, images, plots
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import Resumable, bounded
 from nstvis.runs.metrics import Metrics
+from nstvis.runs.page import Page
 from nstvis.runs.progress import Progress
 from nstvis.synthesis import style_settings
 from nstvis.synthesis.style import Moment, StyleTransfer
+
+LOSSES = ("J", "J_content", "J_style")
+LEFT = ("index.html", "film.png", "loss.png", "metrics.jsonl")  # besides the result
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,7 +52,7 @@ class Config(Resumable, style_settings.Settings):
         super().check()
         images.check_suffix(self.output)
         name = pathlib.PurePath(self.output).name
-        if name != self.output or name in ("film.png", "loss.png"):
+        if name != self.output or name in LEFT:
             raise ValueError(
                 f"output={self.output} should be a file name of its own, such as G.png"
             )
@@ -56,11 +63,16 @@ PRESETS = {name: Config(**x) for name, x in style_settings.PRESETS.items()}
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Paints the picture, and keeps frames of the way there."""
-    content = images.read(assets.picture(config.content, "content"))
-    single = pathlib.Path(config.style).is_file()  # perhaps with a comma in its name
-    paths = [config.style] if single else config.style.split(",")
-    styles = [images.read(assets.picture(path.strip(), "style")) for path in paths]
-    transfer = StyleTransfer(content, styles, config)
+    (name, content), *styles = pictures = _pictures(config)
+    page = Page(
+        workdir,
+        title=f"{name} in the style of {' and '.join(name for name, _ in styles)}",
+        pictures=pictures,
+        config=config,
+        curves=LOSSES,
+        results=[config.output, *LEFT],
+    )
+    transfer = StyleTransfer(content, [style for _, style in styles], config)
     checkpoints = Checkpoints(workdir, config.checkpoint_every)
     done = checkpoints.latest()
     (workdir / "frames").mkdir(exist_ok=True)
@@ -70,6 +82,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         transfer.write(workdir / config.output, moment.state, note)
 
     with (
+        page,
         checkpoints,
         Metrics(workdir, done) as metrics,
         Progress(transfer.costs, done) as progress,
@@ -83,6 +96,8 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
                     frame = workdir / "frames" / f"{step:06}.png"
                     images.write(frame, transfer.picture(moment.state))
                     keep(moment)
+                if page.due():
+                    page.show(step, transfer.picture(moment.state), metrics, progress)
                 if progress.interrupted:
                     break
                 if checkpoints.due():
@@ -98,9 +113,18 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         keep(moment)
         checkpoints.save(moment.step, moment.state)
         _film(workdir)
-    losses = ["J", "J_content", "J_style"]
-    plots.metrics(workdir / "loss.png", metrics.read(), losses, "log")
-    return [config.output, "film.png", "loss.png", "metrics.jsonl"]
+        page.show(moment.step, transfer.picture(moment.state), metrics, progress)
+    plots.metrics(workdir / "loss.png", metrics.read(), LOSSES, "log")
+    return [config.output, *LEFT]
+
+
+def _pictures(config: Config) -> list[tuple[str, Image.Image]]:
+    """Reads the content, then the styles; each is named after its file."""
+    single = pathlib.Path(config.style).is_file()  # perhaps with a comma in its name
+    names = [config.style] if single else config.style.split(",")
+    paths = [assets.picture(name.strip(), "style") for name in names]
+    paths.insert(0, assets.picture(config.content, "content"))
+    return [(path.stem, images.read(path)) for path in paths]
 
 
 def _film(workdir: pathlib.Path) -> None:
@@ -114,6 +138,6 @@ def _film(workdir: pathlib.Path) -> None:
 
 
 def _numbers(row: dict[str, float]) -> str:
-    losses = (f"{name}={row[name]:.3g}" for name in ("J", "J_content", "J_style"))
+    losses = (f"{name}={row[name]:.3g}" for name in LOSSES)
     note = "" if row["damping"] == 1 else f" damping={row['damping']:.2g}"
     return f"{' '.join(losses)}{note}"

@@ -47,7 +47,7 @@ ARGUMENTS = {
     ],
 }
 FILES = {
-    "style": ["G.png", "film.png", "loss.png", "metrics.jsonl"],
+    "style": ["G.png", "index.html", "film.png", "loss.png", "metrics.jsonl"],
     "evaluate": ["accuracy.json"],
     "explain_unit": ["unit.png", "unit.txt"],
     "occlusion": ["occlusion.png", "occlusion.csv"],

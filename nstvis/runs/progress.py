@@ -96,9 +96,9 @@ class Progress:
             signum: signal.signal(signum, self._interrupt)
             for signum in (signal.SIGINT, signal.SIGTERM)
         }
-        self._trace = profiling.wanted(self._steps - self._done)
+        self._trace = profiling.wanted(self.steps - self._done)
         if self._done:
-            logger.info("resuming after step %d of %d", self._done, self._steps)
+            logger.info("resuming after step %d of %d", self._done, self.steps)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -116,31 +116,45 @@ class Progress:
         signal.signal(signum, signal.default_int_handler)
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """Number of steps of the whole loop."""
         return len(self._work) - 1
+
+    def left(self) -> float | None:
+        """Returns the seconds left at the speed of the last steps; None at first."""
+        if not (speed := self._speed()):
+            return None
+        return (self._work[-1] - self._work[self._recent[-1][1]]) / speed
 
     def show(self, step: int, text: str) -> None:
         """Shows that a step has been reached, with a text such as its loss."""
         self._recent.append((time.monotonic(), step))
-        text = f"{self._pace(step)}{text}"
+        text = f"{self._pace()}{text}"
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
-        if not self._terminal and (step - self._line) * 10 >= self._steps:
+        if not self._terminal and (step - self._line) * 10 >= self.steps:
             self._line = step
-            logger.info("step %d of %d: %s", step, self._steps, text)
+            logger.info("step %d of %d: %s", step, self.steps, text)
         if self._trace:
             self._trace.advance()
 
-    def _pace(self, step: int) -> str:
+    def _pace(self) -> str:
         """Returns the time left and the speed of the last steps; nothing at first."""
+        if (seconds := self.left()) is None:
+            return ""
+        left = round(seconds)
+        rate = f"{self._speed() / 1e9:.0f} GFLOP/s, " if self._known else ""
+        return f"{left // 60}:{left % 60:02} left, {rate}"
+
+    def _speed(self) -> float:
+        """Returns the operations per second of the last steps; 0 at first."""
+        if not self._recent:
+            return 0.0
         (began, first), (now, last) = self._recent[0], self._recent[-1]
         # The first steps are dispatched long before they are done.
         if last == first or now - began < 0.1:
-            return ""
-        speed = (self._work[last] - self._work[first]) / (now - began)
-        left = round((self._work[-1] - self._work[step]) / speed)
-        rate = f"{speed / 1e9:.0f} GFLOP/s, " if self._known else ""
-        return f"{left // 60}:{left % 60:02} left, {rate}"
+            return 0.0
+        return (self._work[last] - self._work[first]) / (now - began)
 
 
 def track(

@@ -2,6 +2,7 @@
 
 run.json        experiment, config, each start's versions, commit and device, results
 metrics.jsonl   one line per step (`nstvis.runs.metrics`)
+index.html      the page to watch it, if it has one, and page/ (`nstvis.runs.page`)
 checkpoints/    the same command resumes from the newest (`nstvis.runs.checkpoints`)
 error.txt       the traceback of the last start, if it failed
 """
@@ -14,6 +15,8 @@ import json
 import os
 import pathlib
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,6 +87,22 @@ def finish(workdir: pathlib.Path, results: Sequence[str]) -> None:
     """Records that a run is finished, and the names of its results."""
     record = _read_record(workdir / "run.json")
     _write_record(workdir, record | {"results": list(results)})
+
+
+def command(workdir: pathlib.Path) -> list[str]:
+    """Returns the command that resumes a run, in words that are quoted for a shell.
+
+    There are none if the launcher did not start it.
+    """
+    path = workdir / "run.json"
+    if not path.exists():
+        return []
+    program, *arguments = _read_record(path)["starts"][-1]["command"]
+    as_module = pathlib.Path(program).name == "__main__.py"
+    words = ["python", *(["-m", "nstvis"] if as_module else [program]), *arguments]
+    if not any(re.match(r"--?workdir\b", argument) for argument in arguments):
+        words.append(f"--workdir={workdir}")
+    return [shlex.quote(word) for word in words]
 
 
 def _whole_files(workdir: pathlib.Path) -> list[pathlib.Path]:
