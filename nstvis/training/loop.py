@@ -153,7 +153,9 @@ class TrainingRun:
                 settings.batch,
                 seed=settings.seed,
                 augmentation=crops.Augmentation(
-                    crop=settings.crop, color=settings.color
+                    crop=settings.crop,
+                    color=settings.color,
+                    resize=settings.resize,
                 ),
                 damaged=self.damaged,
                 workers=settings.workers,

@@ -33,6 +33,9 @@ class Settings(Dataset, Batches, Workers, Seed, Resumable):
     dropout: float = bounded(0.1, least=0, below=1)
     # Least share of an image's area that a random crop keeps.
     crop: float = bounded(0.5, least=0.01, most=1)
+    # Resize crops; if not, cut out the images' own pixels, which are sharper. Crops then
+    # have the sides of `growth`, whatever `crop` is.
+    resize: bool = True
     # Largest relative change of brightness, contrast and saturation.
     color: float = bounded(0.2, least=0, most=1)
     # Decay per step of the moving average of the weights.
