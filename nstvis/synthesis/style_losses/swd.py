@@ -1,0 +1,66 @@
+"""Sliced Wasserstein distance (Heitz et al. 2021, arXiv:2006.07229).
+
+Features are projected on random directions, other ones at each step; along each, the
+squared Wasserstein-2 distance of two sets of numbers is that of the sorted numbers.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features, sample
+
+DIRECTIONS = 32
+POSITIONS = 1024  # at most, others at each step: sorting is slow
+
+
+class Styles(NamedTuple):
+    """What a canvas is compared with.
+
+    Attributes:
+        rows: Each style's features, `[positions, channels]`.
+        shares: Of the styles.
+    """
+
+    rows: list[Array]
+    shares: Array
+
+
+def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
+    """The target is the styles' barycenter: along a direction, their mean quantiles."""
+    square = blend(shares, [jnp.mean(style**2) for style in styles])
+    target = Styles([features(style) for style in styles], shares)
+    return StyleLoss(target, 1 / (square + TINY), distance)
+
+
+def distance(activations: Array, target: Styles, key: Array) -> Array:
+    """Estimates the squared distance, averaged over all directions."""
+    canvas_key, style_key, key = jax.random.split(key, 3)
+    directions = jax.random.normal(key, (activations.shape[-1], DIRECTIONS))
+    directions /= jnp.linalg.norm(directions, axis=0)
+    found = projected(features(activations), directions, canvas_key)
+    ordered = [projected(rows, directions, style_key) for rows in target.rows]
+    wanted = blend(target.shares, [quantiles(x, found.shape[1]) for x in ordered])
+    return jnp.mean((found - wanted) ** 2)
+
+
+def projected(rows: Array, directions: Array, key: Array) -> Array:
+    """Projects a sample of the rows and sorts it: `[directions, positions]`."""
+    rows = sample(rows, POSITIONS, key)
+    # Accelerators would round to 8 or 11 bits, in which styles differ.
+    return jnp.sort(jnp.matmul(rows, directions, precision="highest").T)
+
+
+def quantiles(ordered: Array, count: int) -> Array:
+    """Interpolates sorted numbers, `[..., n]`, to as many as `count`."""
+    total = ordered.shape[-1]
+    places = (np.arange(count) + 0.5) * total / count - 0.5
+    places = np.clip(places, 0, total - 1)
+    low = places.astype(int)
+    high = np.minimum(low + 1, total - 1)
+    part = jnp.asarray(places - low, ordered.dtype)
+    return (1 - part) * ordered[..., low] + part * ordered[..., high]
