@@ -54,5 +54,5 @@ def nearest(rows: Array, others: Array) -> Array:
 
 def centred(rows: Array) -> Array:
     """Subtracts the mean row, and scales each row to length 1."""
-    rows = lax.stop_gradient(rows - rows.mean(0))
+    rows = lax.stop_gradient(rows - rows.mean(0, keepdims=True))
     return rows / jnp.sqrt(jnp.sum(rows**2, 1, keepdims=True) + TINY)

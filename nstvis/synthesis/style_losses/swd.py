@@ -41,7 +41,7 @@ def distance(activations: Array, target: Styles, key: Array) -> Array:
     """Estimates the squared distance, averaged over all directions."""
     canvas_key, style_key, key = jax.random.split(key, 3)
     directions = jax.random.normal(key, (activations.shape[-1], DIRECTIONS))
-    directions /= jnp.linalg.norm(directions, axis=0)
+    directions /= jnp.linalg.norm(directions, axis=0, keepdims=True)
     found = projected(features(activations), directions, canvas_key)
     ordered = [projected(rows, directions, style_key) for rows in target.rows]
     wanted = blend(target.shares, [quantiles(x, found.shape[1]) for x in ordered])
@@ -56,11 +56,11 @@ def projected(rows: Array, directions: Array, key: Array) -> Array:
 
 
 def quantiles(ordered: Array, count: int) -> Array:
-    """Interpolates sorted numbers, `[..., n]`, to as many as `count`."""
-    total = ordered.shape[-1]
+    """Interpolates rows of sorted numbers, `[directions, n]`, to `count` numbers each."""
+    total = ordered.shape[1]
     places = (np.arange(count) + 0.5) * total / count - 0.5
     places = np.clip(places, 0, total - 1)
     low = places.astype(int)
     high = np.minimum(low + 1, total - 1)
-    part = jnp.asarray(places - low, ordered.dtype)
-    return (1 - part) * ordered[..., low] + part * ordered[..., high]
+    part = jnp.asarray(places - low, ordered.dtype)[None]
+    return (1 - part) * ordered[:, low] + part * ordered[:, high]

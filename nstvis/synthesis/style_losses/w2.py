@@ -54,7 +54,7 @@ def fitted(activations: Array) -> tuple[Array, Array]:
     """Computes the mean, `[C]`, and the covariance, `[C, C]`, of the positions."""
     rows = features(activations)
     mean = rows.mean(0)
-    rows = rows - mean  # first: its square less the mean's could have no root
+    rows = rows - mean[None]  # first: its square less the mean's could have no root
     return mean, _matmul(rows.T, rows) / len(rows)
 
 
