@@ -28,10 +28,12 @@ import numpy as np
 from PIL import Image
 
 from nstvis import images, models
+from nstvis.runs import cache
 from nstvis.synthesis.style import Settings, StyleTransfer
 
 LOSSES = ("gram", "moments", "w2", "swd", "neighbours")
 CONTENT_LAYER = "conv3_2"
+STYLE_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1")
 JUDGE = ("conv1", "conv2", "conv3", "conv4", "conv5")
 DIRECTIONS = 128
 LEVELS = (np.arange(1024) + 0.5) / 1024
@@ -87,7 +89,11 @@ class Pair:
 
     def paint(self, loss: str, beta: float) -> Painting:
         """Paints the pair once."""
-        changed = dataclasses.replace(self.settings, style_loss=loss, beta=beta)
+        # Weights are data of the compiled step, and beta is not: one step fits all.
+        layers = ",".join(f"{layer}:{beta:.6f}" for layer in STYLE_LAYERS)
+        changed = dataclasses.replace(
+            self.settings, style_loss=loss, style_layers=layers, beta=1.0
+        )
         transfer = StyleTransfer(self.content, [self.style], changed)
         start = time.perf_counter()
         *_, last = transfer.run()
@@ -174,14 +180,15 @@ def main() -> None:
         weights=args.weights,
         pooling="average",
         content_layers=CONTENT_LAYER,
-        style_layers="conv1_1,conv2_1,conv3_1,conv4_1",
         learning_rate=6.0,
         jitter=0,
         size=args.size,
         steps=args.steps,
     )
+    cache.keep_compiled()
     folders = (sorted(p.iterdir()) for p in (args.contents, args.styles))
-    betas, results = dict.fromkeys(LOSSES, args.beta), []
+    betas: dict[str, float] = dict.fromkeys(LOSSES, args.beta)
+    results = []
     judge = models.load("alexnet_small", last=JUDGE[-1])
     pairs = [(c, s) for c, s in itertools.product(*folders) if c.name != s.name]
     for content, style in pairs[: args.pairs]:

@@ -85,6 +85,6 @@ def sample(rows: Array, most: int, key: Array) -> Array:
     """Picks at most `most` rows, evenly spaced, from a random one on; all, if so few."""
     # An odd stride seldom divides a map's width, so not always the same columns.
     stride = -(-len(rows) // most) | 1
-    reach = (len(rows) - 1) // stride * stride + 1
+    reach = max(0, len(rows) // stride - 1) * stride + 1
     start = jax.random.randint(key, (), 0, len(rows) - reach + 1)
     return lax.dynamic_slice_in_dim(rows, start, reach)[::stride]

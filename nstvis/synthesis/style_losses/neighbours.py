@@ -15,7 +15,8 @@ from jax import Array, lax
 
 from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features, sample
 
-POSITIONS = 1024  # of the canvas and of each style, at most, which bounds the memory
+BALANCE = 0.5  # with it, as much content is left as with Gram matrices
+POSITIONS = 2048  # of the canvas and of each style, at most, which bounds the memory
 
 
 class Styles(NamedTuple):
@@ -34,7 +35,7 @@ def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
     """With several styles, each has a neighbour, whose distances are averaged."""
     rows = [features(style) for style in styles]
     square = blend(shares, [jnp.mean(jnp.sum(x**2, 1)) for x in rows])
-    return StyleLoss(Styles(rows, shares), 1 / (square + TINY), distance)
+    return StyleLoss(Styles(rows, shares), BALANCE / (square + TINY), distance)
 
 
 def distance(activations: Array, target: Styles, key: Array) -> Array:

@@ -14,7 +14,8 @@ from jax import Array
 
 from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features, sample
 
-DIRECTIONS = 32
+DIRECTIONS = 64
+BALANCE = 2  # with it, as much content is left as with Gram matrices
 POSITIONS = 1024  # at most, others at each step: sorting is slow
 
 
@@ -34,7 +35,7 @@ def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
     """The target is the styles' barycenter: along a direction, their mean quantiles."""
     square = blend(shares, [jnp.mean(style**2) for style in styles])
     target = Styles([features(style) for style in styles], shares)
-    return StyleLoss(target, 1 / (square + TINY), distance)
+    return StyleLoss(target, BALANCE / (square + TINY), distance)
 
 
 def distance(activations: Array, target: Styles, key: Array) -> Array:
