@@ -39,6 +39,8 @@ DIRECTIONS = 128
 LEVELS = (np.arange(1024) + 0.5) / 1024
 TRIES = 6  # of beta
 
+Network = tuple[models.Forward, models.Params]
+
 
 class Painting(NamedTuple):
     """One painted picture and what was measured of it."""
@@ -49,8 +51,9 @@ class Painting(NamedTuple):
     seconds: float
 
 
-def features(forward, params, picture: Image.Image) -> dict[str, np.ndarray]:
+def features(network: Network, picture: Image.Image) -> dict[str, np.ndarray]:
     """Returns a picture's activations by layer, `[positions, channels]`."""
+    forward, params = network
     array = images.to_array(picture)[None]
     return {
         name: np.asarray(x, np.float64).reshape(-1, x.shape[-1])
@@ -117,10 +120,12 @@ class Pair:
         return painting
 
     def _layer(self, picture: Image.Image) -> np.ndarray:
-        return features(*self.network, picture)[CONTENT_LAYER]
+        return features(self.network, picture)[CONTENT_LAYER]
 
 
-def compare(pair: Pair, betas: dict[str, float], judge) -> dict[str, tuple]:
+def compare(
+    pair: Pair, betas: dict[str, float], judge: Network
+) -> dict[str, tuple[float, Painting]]:
     """Paints a pair with all losses; returns their scores and paintings.
 
     Args:
@@ -129,7 +134,7 @@ def compare(pair: Pair, betas: dict[str, float], judge) -> dict[str, tuple]:
         judge: The network that scores, and its parameters.
     """
     style = images.resize(pair.style, pair.settings.size)
-    wanted = features(*judge, style)
+    wanted = features(judge, style)
     rows, content = {}, None
     for loss in LOSSES:
         if content is None:
@@ -138,13 +143,13 @@ def compare(pair: Pair, betas: dict[str, float], judge) -> dict[str, tuple]:
         else:
             painting = pair.seek(loss, betas[loss], content)
         betas[loss] = painting.beta
-        rows[loss] = score(features(*judge, painting.picture), wanted), painting
+        rows[loss] = score(features(judge, painting.picture), wanted), painting
         line = (f"{x:.3f}" for x in (rows[loss][0], painting.content, painting.beta))
         print(loss, *line, file=sys.stderr, flush=True)
     return rows
 
 
-def table(results: list[dict[str, tuple]]) -> str:
+def table(results: list[dict[str, tuple[float, Painting]]]) -> str:
     """Returns the Markdown."""
     best = [min(rows, key=lambda loss: rows[loss][0]) for rows in results]
     lines = [
