@@ -26,6 +26,7 @@ from jax import Array, lax
 
 from nstvis.runs import registry
 
+STORED = 65536  # positions, of a style that is compared position by position
 TINY = 1e-12  # keeps an all-zero target, as of a black picture, from dividing by zero
 
 
@@ -79,6 +80,11 @@ def features(activations: Array) -> Array:
 def blend(shares: Array, arrays: Sequence[Array]) -> Array:
     """Averages one array of each style, weighted by the styles' shares."""
     return jnp.tensordot(shares, jnp.stack(arrays), 1, precision="highest")
+
+
+def stored(style: Array) -> Array:
+    """Returns the features of a style's positions, of the largest maps a sample."""
+    return sample(features(style), STORED, jax.random.key(0))
 
 
 def sample(rows: Array, most: int, key: Array) -> Array:

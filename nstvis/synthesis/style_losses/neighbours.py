@@ -7,44 +7,43 @@ gradient goes through the choice.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features, sample
+from nstvis.synthesis.style_losses import (
+    TINY,
+    StyleLoss,
+    blend,
+    features,
+    sample,
+    stored,
+)
 
 BALANCE = 0.5  # with it, as much content is left as with Gram matrices
 POSITIONS = 2048  # of the canvas and of each style, at most, which bounds the memory
 
 
-class Styles(NamedTuple):
-    """What a canvas is compared with.
-
-    Attributes:
-        rows: Each style's features, `[positions, channels]`.
-        shares: Of the styles.
-    """
-
-    rows: list[Array]
-    shares: Array
+# Each style's features, `[positions, channels]`, and the styles' shares.
+Target = tuple[list[Array], Array]
 
 
 def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
     """With several styles, each has a neighbour, whose distances are averaged."""
-    rows = [features(style) for style in styles]
-    square = blend(shares, [jnp.mean(jnp.sum(x**2, 1)) for x in rows])
-    return StyleLoss(Styles(rows, shares), BALANCE / (square + TINY), distance)
+    target = [stored(style) for style in styles], shares
+    square = blend(shares, [jnp.mean(jnp.sum(style**2, -1)) for style in styles])
+    return StyleLoss(target, BALANCE / (square + TINY), distance)
 
 
-def distance(activations: Array, target: Styles, key: Array) -> Array:
+def distance(activations: Array, target: Target, key: Array) -> Array:
     """Mean squared distance of a sample of positions from their neighbours."""
+    styles, shares = target
     canvas_key, style_key = jax.random.split(key)
     canvas = sample(features(activations), POSITIONS, canvas_key)
-    samples = [sample(rows, POSITIONS, style_key) for rows in target.rows]
+    samples = [sample(rows, POSITIONS, style_key) for rows in styles]
     errors = [(canvas - nearest(canvas, others)) ** 2 for others in samples]
-    return blend(target.shares, [jnp.mean(jnp.sum(x, 1)) for x in errors])
+    return blend(shares, [jnp.mean(jnp.sum(x, 1)) for x in errors])
 
 
 def nearest(rows: Array, others: Array) -> Array:

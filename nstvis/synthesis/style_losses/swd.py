@@ -5,47 +5,46 @@ squared Wasserstein-2 distance of two sets of numbers is that of the sorted numb
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features, sample
+from nstvis.synthesis.style_losses import (
+    TINY,
+    StyleLoss,
+    blend,
+    features,
+    sample,
+    stored,
+)
 
 DIRECTIONS = 64
 BALANCE = 2  # with it, as much content is left as with Gram matrices
 POSITIONS = 1024  # at most, others at each step: sorting is slow
 
 
-class Styles(NamedTuple):
-    """What a canvas is compared with.
-
-    Attributes:
-        rows: Each style's features, `[positions, channels]`.
-        shares: Of the styles.
-    """
-
-    rows: list[Array]
-    shares: Array
+# Each style's features, `[positions, channels]`, and the styles' shares.
+Target = tuple[list[Array], Array]
 
 
 def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
     """The target is the styles' barycenter: along a direction, their mean quantiles."""
     square = blend(shares, [jnp.mean(style**2) for style in styles])
-    target = Styles([features(style) for style in styles], shares)
+    target = [stored(style) for style in styles], shares
     return StyleLoss(target, BALANCE / (square + TINY), distance)
 
 
-def distance(activations: Array, target: Styles, key: Array) -> Array:
+def distance(activations: Array, target: Target, key: Array) -> Array:
     """Estimates the squared distance, averaged over all directions."""
+    styles, shares = target
     canvas_key, style_key, key = jax.random.split(key, 3)
     directions = jax.random.normal(key, (activations.shape[-1], DIRECTIONS))
     directions /= jnp.linalg.norm(directions, axis=0, keepdims=True)
     found = projected(features(activations), directions, canvas_key)
-    ordered = [projected(rows, directions, style_key) for rows in target.rows]
-    wanted = blend(target.shares, [quantiles(x, found.shape[1]) for x in ordered])
+    ordered = [projected(rows, directions, style_key) for rows in styles]
+    wanted = blend(shares, [quantiles(x, found.shape[1]) for x in ordered])
     return jnp.mean((found - wanted) ** 2)
 
 
