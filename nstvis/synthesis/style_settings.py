@@ -27,7 +27,8 @@ class Settings(Seed, Network):
     content_layers: str = "conv3"
     # Layers that carry the style, as layer or layer:weight, separated by commas.
     style_layers: str = "conv1:2,conv2,conv3,conv4:0.3,conv5:0.3"
-    # Style loss: gram, or the path of a Python file with a function style_loss.
+    # Style loss: gram, moments, w2, swd or neighbours (docs/losses.md), or the path of a
+    # Python file like those in nstvis/synthesis/style_losses/.
     style_loss: str = "gram"
     # Units of alpha and beta.
     units: str = chosen(*losses.UNITS)

@@ -1,7 +1,7 @@
-"""Style losses: how far a layer's activations are from those of the style.
+"""Style losses, one file each: how far a layer's activations are from the style's.
 
-`--config.style_loss=NAME` picks a function of `STYLE_LOSSES`, or the function
-`style_loss` of the Python file at that path. A new one is such a function:
+`--config.style_loss=NAME` picks a file of this folder, or the Python file at that path.
+A new one is a file with a function `style_loss`:
 
     import jax.numpy as jnp
     from nstvis.synthesis.style_losses import StyleLoss
@@ -22,10 +22,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from nstvis.runs import registry
 
+STORED = 65536  # positions, of a style that is compared position by position
 TINY = 1e-12  # keeps an all-zero target, as of a black picture, from dividing by zero
 
 
@@ -58,55 +59,6 @@ class StyleLoss:
 MakeStyleLoss = Callable[[Sequence[Array], Array], StyleLoss]
 
 
-def gram(styles: Sequence[Array], shares: Array) -> StyleLoss:
-    """Gatys et al. 2015: the target is the blend of the styles' Gram matrices, A / M."""
-    matrices = jnp.stack([gram_matrix(style) for style in styles])
-    target = jnp.tensordot(shares, matrices, 1)
-    scale = 4 * len(target) ** 2 / (jnp.sum(target**2) + TINY)
-    return StyleLoss(target, scale, gram_distance)
-
-
-@jax.custom_vjp
-def gram_matrix(activations: Array) -> Array:
-    """Computes the channels' correlations, averaged over positions: F^T F / M, `[C, C]`.
-
-    The average rather than the paper's sum compares pictures of different sizes.
-    """
-    matrix = activations.reshape(-1, activations.shape[-1])
-    # Accelerators would round to 8 or 11 bits here, in which styles differ.
-    return jnp.matmul(matrix.T, matrix, precision="highest") / len(matrix)
-
-
-def _gram_matrix_forward(activations):
-    return gram_matrix(activations), activations
-
-
-def _gram_matrix_backward(activations, gradient):
-    """One product, where JAX has one for each of the factors."""
-    matrix = activations.reshape(-1, activations.shape[-1])
-    both = (gradient + gradient.T) / len(matrix)
-    product = jnp.matmul(matrix, both, precision="highest")
-    return (product.reshape(activations.shape),)
-
-
-gram_matrix.defvjp(_gram_matrix_forward, _gram_matrix_backward)
-
-
-def gram_distance(activations: Array, target: Array, key: Array) -> Array:
-    """E_l = sum (G - A)^2 / (4 C^2 M^2) (Gatys et al. 2015, equation 4).
-
-    Args:
-        activations: Of one layer; their Gram matrix is M times `gram_matrix`.
-        target: `gram_matrix` of the style's activations.
-        key: Not used.
-    """
-    difference = gram_matrix(activations) - target
-    return jnp.sum(difference**2) / (4 * activations.shape[-1] ** 2)
-
-
-STYLE_LOSSES: dict[str, MakeStyleLoss] = {"gram": gram}
-
-
 def find(name: str) -> MakeStyleLoss:
     """Returns a style loss by its name, or by the path of a Python file.
 
@@ -114,11 +66,31 @@ def find(name: str) -> MakeStyleLoss:
         ValueError: There is none of that name, or none in that file.
         FileNotFoundError: There is no such file.
     """
-    if name in STYLE_LOSSES:
-        return STYLE_LOSSES[name]
-    if not name.endswith(".py"):
-        raise ValueError(registry.unknown("style_loss", name, STYLE_LOSSES))
     module = registry.find("style_loss", name, pathlib.Path(__file__).parent)
     if not hasattr(module, "style_loss"):
         raise ValueError(f"{name} has no function style_loss")
     return module.style_loss
+
+
+def features(activations: Array) -> Array:
+    """Returns the activations of each position, `[positions, channels]`."""
+    return activations.reshape(-1, activations.shape[-1])
+
+
+def blend(shares: Array, arrays: Sequence[Array]) -> Array:
+    """Averages one array of each style, weighted by the styles' shares."""
+    return jnp.tensordot(shares, jnp.stack(arrays), 1, precision="highest")
+
+
+def stored(style: Array) -> Array:
+    """Returns the features of a style's positions, of the largest maps a sample."""
+    return sample(features(style), STORED, jax.random.key(0))
+
+
+def sample(rows: Array, most: int, key: Array) -> Array:
+    """Picks at most `most` rows, evenly spaced, from a random one on; all, if so few."""
+    # An odd stride seldom divides a map's width, so not always the same columns.
+    stride = -(-len(rows) // most) | 1
+    reach = max(0, len(rows) // stride - 1) * stride + 1
+    start = jax.random.randint(key, (), 0, len(rows) - reach + 1)
+    return lax.dynamic_slice_in_dim(rows, start, reach)[::stride]
