@@ -18,6 +18,7 @@ from jax import Array
 from PIL import Image
 
 from nstvis import devices, images, models
+from nstvis.layers import CAFFE_MEAN
 from nstvis.runs.registry import unknown
 from nstvis.synthesis import canvas, losses, minimize
 from nstvis.synthesis.objective import Targets, make_objective, make_targets
@@ -103,9 +104,16 @@ class StyleTransfer:
         forward, self._params = _network(settings)
         targets = jax.jit(make_targets(forward, settings))
         self._optimizer = make_optimizer(
-            settings.optimizer, settings.learning_rate, settings.smoothing
+            settings.optimizer,
+            settings.learning_rate,
+            settings.smoothing,
+            settings.b2,
         )
-        step = minimize.make_step(make_objective(forward, settings), self._optimizer)
+        step = minimize.make_step(
+            make_objective(forward, settings),
+            self._optimizer,
+            minimize.within_range if settings.clip else lambda canvas: canvas,
+        )
         self._sides = long_sides(self.content.size, settings)
         self._programs = [self._compile(targets, step, side) for side in self._sides]
         self.costs = [p.flops for p in self._programs for _ in range(settings.steps)]
@@ -144,7 +152,7 @@ class StyleTransfer:
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
-        array = np.array(state.best[0])  # a copy: the buffer will be donated
+        array = np.clip(state.best[0], 0, 255)  # a copy: the buffer will be donated
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
             array = images.keep_luminance(array, images.to_array(content))
@@ -210,9 +218,12 @@ class StyleTransfer:
 
 
 def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
-    """Returns where G starts: noise, the content, or a picture scaled to its size."""
+    """Returns where G starts: a kind of `STARTS`, or a picture scaled to its size."""
     if settings.start == "noise":
         return canvas.white_noise(key, content.shape)
+    if settings.start == "mean":
+        faint = 1e-3 * jax.random.normal(key, content.shape)
+        return (CAFFE_MEAN + faint) * (255 / losses.UNITS[settings.units].white)
     if settings.start == "content":
         return content
     height, width = content.shape[1:3]
@@ -234,13 +245,16 @@ def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
             " strokes",
             settings.seed,
         )
-    return models.load(
+    forward, params = models.load(
         settings.model,
         settings.weights,
+        preprocessing=settings.preprocessing,
         pooling=settings.pooling,
         last=max(layers, key=names.index, default=names[0]),
         seed=settings.seed,
     )
+    scale = losses.UNITS[settings.units].white / 255
+    return lambda params, images: forward(params, scale * images), params
 
 
 def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
