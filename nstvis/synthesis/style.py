@@ -223,7 +223,7 @@ def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
         return canvas.white_noise(key, content.shape)
     if settings.start == "mean":
         faint = 1e-3 * jax.random.normal(key, content.shape)
-        return (CAFFE_MEAN + faint) * (255 / losses.UNITS[settings.units].white)
+        return (faint + CAFFE_MEAN) * (255 / losses.UNITS[settings.units].white)
     if settings.start == "content":
         return content
     height, width = content.shape[1:3]

@@ -80,19 +80,19 @@ class Settings(Seed, Network):
         if self.start not in STARTS and not os.path.isfile(self.start):
             raise ValueError(unknown("start or file", self.start, STARTS))
         style_losses.find(self.style_loss)
-        preprocessing = weights.preprocessing(self.weights, self.preprocessing)
-        if self.units == "balanced":
-            return
-        if (
-            self.model in ("vgg16", "vgg19")
-            and self.weights != "random"
-            and preprocessing != "caffe"
-        ):
+        if self.units != "balanced":
+            self._check_units()
+
+    def _check_units(self) -> None:
+        """Raises a ValueError if the units of another tool do not suit."""
+        untrained = self.weights == "random"
+        taken = weights.preprocessing(self.weights, self.preprocessing)
+        if self.model in ("vgg16", "vgg19") and not untrained and taken != "caffe":
             raise ValueError(
-                f"units={self.units} are for Caffe's VGG, whose activations are about"
-                " 57 times torchvision's, so that alpha, beta and gamma would be far"
-                " off: give weights=caffe (or, for a file of Caffe's,"
-                " preprocessing=caffe), or units=balanced with weights to suit"
+                f"units={self.units} count on Caffe's VGG, whose activations are about 57"
+                " times torchvision's: give weights=caffe, or preprocessing=caffe for a"
+                " file of Caffe's of another name; or units=balanced, alpha=1, beta=1.5,"
+                " gamma=1e-3"
             )
         if self.style_loss != "gram":
             raise ValueError(
