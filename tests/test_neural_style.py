@@ -184,3 +184,53 @@ def test_gatys2015_minimises_the_papers_loss(torch, weights):
     found = metrics["J"], metrics["J_content"], 1e3 * metrics["J_style"]
     [expected] = port.steps(gatys2015, start, 1, rate=1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+# Their weights.
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_refuse_weights_for_which_their_losses_are_not_weighted(preset):
+    for weights in ("torchvision", "mine.pth"):
+        settings = Settings(**PRESETS[preset] | {"weights": weights})
+        with pytest.raises(
+            ValueError, match=f"units={preset} count on Caffe's VGG"
+        ) as e:
+            check(settings, 1)
+        assert "weights=caffe" in str(e.value) and "preprocessing=caffe" in str(e.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"weights": "models/vgg19-d01eb7cb.pth"},
+        {"weights": "mine.pth", "preprocessing": "caffe"},
+        {"weights": "random"},
+        {"weights": "torchvision", "units": "balanced"},
+    ],
+)
+def test_presets_take_caffes_weights_and_random_ones(preset, change):
+    check(Settings(**PRESETS[preset] | change), 1)
+
+
+def test_without_clipping_only_what_is_written_is_clipped():
+    settings = Settings(
+        weights="random",
+        content_layers="conv1",
+        style_layers="conv1",
+        learning_rate=300.0,
+        start="content",
+        size=64,
+        scales=1,
+        steps=2,
+    )
+    for clip in (True, False):
+        settings.clip = clip
+        transfer = StyleTransfer(CONTENT, [STYLE], settings)
+        *_, last = transfer.run()
+        canvas = np.array(last.state.canvas)
+        assert (canvas.min() < 0 and canvas.max() > 255) == (not clip)
+        state = last.state._replace(best=last.state.canvas)
+        assert transfer.array(state).min() >= 0 and transfer.array(state).max() <= 255

@@ -152,7 +152,8 @@ class StyleTransfer:
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
-        array = np.clip(state.best[0], 0, 255)  # a copy: the buffer will be donated
+        array = np.array(state.best[0])  # a copy: the buffer will be donated
+        array = array.clip(0, 255)
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
             array = images.keep_luminance(array, images.to_array(content))
