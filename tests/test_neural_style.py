@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nstvis.synthesis.style import StyleTransfer
-from nstvis.synthesis.style_settings import PRESETS, Settings
+from nstvis.synthesis.style_settings import PRESETS, Settings, check
 
 BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 STYLE_LAYERS = [f"conv{block}_1" for block in range(1, 6)]
