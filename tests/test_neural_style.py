@@ -158,6 +158,8 @@ def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights):
     start, metrics = ours(weights, "neural_style", 10)
     pool = torch.nn.functional.max_pool2d
     port = Port(torch, weights, white=256, pool=pool)
+    # As its float32 network sees it: rounded, which is 1 % of the differences at first.
+    start = np.float64(np.float32(start) * np.float32(256 / 255)) * 255 / 256
     x = port.preprocess(start)  # randn(3, height, width).mul(0.001) in its program
     assert abs(x.mean()) < 1e-4 and 0.9e-3 < x.std() < 1.1e-3
     found = [

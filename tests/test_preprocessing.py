@@ -177,7 +177,8 @@ def loading(monkeypatch, name):
         raise LoadedError(preprocessing)
 
     monkeypatch.setattr(models, "load", load)
-    values = {"preprocessing": "caffe", "dataset": "primitives"}
+    values = {"preprocessing": "caffe", "dataset": "primitives", "split": "train"}
+    values |= {"weights": "random"}
     known = [field.name for field in dataclasses.fields(experiment.Config)]
     config = experiment.Config(**{k: v for k, v in values.items() if k in known})
     if "preprocessing" not in known:
