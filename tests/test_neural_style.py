@@ -56,11 +56,10 @@ def picture(seed):
 CONTENT, STYLE = picture(1), picture(2)
 
 
-def ours(weights, preset, steps):
+def ours(weights, preset, steps, **options):
     """Returns the canvas at the start, and the metrics of each step."""
-    settings = Settings(
-        **PRESETS[preset] | {"weights": str(weights), "size": 64, "steps": steps}
-    )
+    small = {"weights": str(weights), "size": 64, "steps": steps}
+    settings = Settings(**PRESETS[preset] | small | options)
     moments = StyleTransfer(CONTENT, [STYLE], settings).run()
     start = np.array(next(moments).state.canvas[0], np.float64)
     return start, [jax.device_get(moment.metrics) for moment in moments]
@@ -154,20 +153,28 @@ def ng(port, x, found):
 
 
 @pytest.mark.slow
-def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights):
-    start, metrics = ours(weights, "neural_style", 10)
+def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights, tmp_path):
     pool = torch.nn.functional.max_pool2d
     port = Port(torch, weights, white=256, pool=pool)
-    # As its float32 network sees it: rounded, which is 1 % of the differences at first.
-    start = np.float64(np.float32(start) * np.float32(256 / 255)) * 255 / 256
-    x = port.preprocess(start)  # randn(3, height, width).mul(0.001) in its program
-    assert abs(x.mean()) < 1e-4 and 0.9e-3 < x.std() < 1.1e-3
-    found = [
-        (m["J"], 5 * m["J_content"], 100 * m["J_style"], 1e-3 * m["TV"])
-        for m in metrics
-    ]
-    expected = port.steps(neural_style_pt, start, 10, rate=1.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    picture(3).save(tmp_path / "start.png")
+    for begin in ("mean", str(tmp_path / "start.png")):  # -init random, -init_image
+        start, metrics = ours(weights, "neural_style", 10, start=begin)
+        found = np.array(
+            [
+                (m["J"], 5 * m["J_content"], 100 * m["J_style"], 1e-3 * m["TV"])
+                for m in metrics
+            ]
+        )
+        expected = port.steps(neural_style_pt, start, 10, rate=1.0)
+        if begin == "mean":
+            x = port.preprocess(start)  # randn(3, height, width).mul(0.001) there
+            assert abs(x.mean()) < 1e-4 and 0.9e-3 < x.std() < 1.1e-3
+            np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+            # Where the picture is still even, the last bit decides which of a window's
+            # pixels is its maximum: PyTorch's own float32 is as far from float64 in the
+            # small terms, content by 2e-3 and variation by 8e-3.
+            found, expected = found[:, ::2], expected[:, ::2]
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def load(
     options = {"last": last, "classes": classes, "seed": seed}
     module = _find(name)
     if _is_plain(module):
-        _refuse_preprocessing(name, weights, preprocessing)
+        _refuse_preprocessing(name, preprocessing)
         return _plain(module, name, weights, **options)
     options |= {"preprocessing": preprocessing, "pooling": pooling}
     return functional(network(name, weights, **options))
@@ -161,7 +161,7 @@ def network(
         wanted_part.preprocessing = weights_io.preprocessing(weights, preprocessing)
         _log_preprocessing(module, name, weights, preprocessing)
     else:
-        _refuse_preprocessing(name, weights, preprocessing)
+        _refuse_preprocessing(name, preprocessing)
     graph, state = nnx.split(wanted_part)
     if classes and not options:
         _check_logits(name, *functional(whole), classes)
@@ -233,7 +233,7 @@ def _log_preprocessing(module: ModuleType, name: str, weights: str, asked: str) 
         else:
             logger.info("%s: Caffe's, so images are BGR, less their mean", weights)
     elif asked == "auto" and not (
-        pathlib.Path(weights).name == module.TORCHVISION_FILE
+        pathlib.Path(weights).name == getattr(module, "TORCHVISION_FILE", None)
         or weights_io.classes(weights, name)  # as those that were trained here
     ):
         logger.warning(
@@ -243,11 +243,11 @@ def _log_preprocessing(module: ModuleType, name: str, weights: str, asked: str) 
         )
 
 
-def _refuse_preprocessing(name: str, weights: str, asked: str) -> None:
-    if asked != "auto" or weights_io.is_caffe(weights):
+def _refuse_preprocessing(name: str, asked: str) -> None:
+    if asked != "auto":
         raise ValueError(
-            f"{name} preprocesses its images itself, as it does for all weights: leave"
-            " preprocessing=auto, and name no weights like Caffe's"
+            f"{name} preprocesses its images itself, in its own way: leave"
+            " preprocessing=auto"
         )
 
 
