@@ -179,10 +179,10 @@ def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights, tmp_pat
 
 @pytest.mark.slow
 def test_ng_takes_the_steps_of_the_course(torch, weights):
-    start, metrics = ours(weights, "ng", 5)
+    start, metrics = ours(weights, "ng", 10)
     port = Port(torch, weights, white=255, pool=torch.nn.functional.avg_pool2d)
     found = [(m["J"], 10 * m["J_content"], 40 * m["J_style"]) for m in metrics]
-    expected = port.steps(ng, start, 5, rate=2.0)
+    expected = port.steps(ng, start, 10, rate=2.0)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
