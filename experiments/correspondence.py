@@ -78,7 +78,9 @@ class Config(Network, Batches, Seed, Resumable):
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Measures mask by mask, and compares the parts' masks with the random ones."""
-    network = models.load(config.model, config.weights)
+    network = models.load(
+        config.model, config.weights, preprocessing=config.preprocessing
+    )
     layers = configs.names("layers", config.layers)
     if config.parts:
         annotated = parts.read(pathlib.Path(config.parts), config.size)

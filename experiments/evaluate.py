@@ -47,7 +47,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
             f"{config.dataset} has {classes} classes, the weights have {len(known)}:"
             " evaluate on the data set that they were trained on"
         )
-    forward, params = models.load(config.model, config.weights, classes=classes)
+    forward, params = models.load(
+        config.model,
+        config.weights,
+        preprocessing=config.preprocessing,
+        classes=classes,
+    )
     count = jax.jit(functools.partial(evaluation.correct, forward))
     cost = devices.flops(count, params, pipeline.shapes(config.batch, config.size))
     damaged = pipeline.Damaged(workdir / "damaged.txt")

@@ -47,7 +47,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         return []
     atlas = Atlas(config.atlas or workdir)
     unit = atlas.unit(layer, number)
-    network = models.load(atlas.about["model"], atlas.about["weights"])
+    about = atlas.about
+    network = models.load(
+        about["model"],
+        about["weights"],
+        preprocessing=about.get("preprocessing", "auto"),
+    )
     lines = description.describe(atlas, unit, *network)
     for line in lines:
         logger.info("%s", line)
@@ -62,7 +67,9 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
 def _scan(config: Config, workdir: pathlib.Path) -> None:
     """Scans the unit's layer."""
     layer, number = unit_names.parse(config.unit)
-    network = models.load(config.model, config.weights)
+    network = models.load(
+        config.model, config.weights, preprocessing=config.preprocessing
+    )
     unit_names.check(models.units(*network, config.size), layer, number)
     shared = dataclasses.asdict(config)
     del shared["unit"], shared["atlas"]

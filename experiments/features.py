@@ -54,7 +54,12 @@ class Config(Settings, Network):
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Optimises the pictures that are missing, then writes sheets and the table."""
-    forward, params = models.load(config.model, config.weights, seed=config.seed)
+    forward, params = models.load(
+        config.model,
+        config.weights,
+        preprocessing=config.preprocessing,
+        seed=config.seed,
+    )
     counts = models.units(forward, params, config.size)
     units = unit_names.parse_list(config.units, counts)
     maxima = _maxima(config, forward, params)

@@ -67,7 +67,9 @@ class Config(Network, Dataset, Batches, Seed):
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Makes all checks, and draws the page."""
-    forward, params = models.load(config.model, config.weights)
+    forward, params = models.load(
+        config.model, config.weights, preprocessing=config.preprocessing
+    )
     layers = list(models.units(forward, params, config.size))
     if config.layer not in layers:
         raise ValueError(unknown("layer", config.layer, layers))

@@ -20,6 +20,14 @@ IMAGENET_MEAN = 255 * np.array([[[[0.485, 0.456, 0.406]]]], np.float32)
 # The mean colour of ImageNet; networks here subtract it, so it is their zero.
 MEAN_COLOR = IMAGENET_MEAN[0, 0, 0]
 IMAGENET_STD = 255 * np.array([[[[0.229, 0.224, 0.225]]]], np.float32)
+CAFFE_MEAN = np.array([[[[123.68, 116.779, 103.939]]]], np.float32)
+
+# What networks see of RGB images 0..255, by who trained them.
+PREPROCESSING: dict[str, Callable[[Array], Array]] = {
+    "torchvision": lambda images: (images - IMAGENET_MEAN) / IMAGENET_STD,
+    # BGR, and no division.
+    "caffe": lambda images: (images - CAFFE_MEAN)[..., ::-1],
+}
 
 
 class Chain(nnx.Module):
@@ -33,9 +41,13 @@ class Chain(nnx.Module):
         layers: Layer name to layer. A layer is a function of one array; those with
             parameters are Flax NNX modules, which may have branches inside.
         last: Leaves out all layers after this one; the whole network by default.
+
+    Attributes:
+        preprocessing: One of `PREPROCESSING`; `models.load` sets what the weights need.
     """
 
     def __init__(self, layers: dict[str, Callable[[Array], Array]], last: str | None):
+        self.preprocessing = "torchvision"
         names = tuple(layers)
         self.logits = names[-1]
         end = names.index(last.removesuffix("_pre")) if last else len(names)
@@ -45,7 +57,7 @@ class Chain(nnx.Module):
 
     def __call__(self, images: Array) -> dict[str, Array]:
         """Maps images `[batch, height, width, 3]`, RGB 0..255, to all activations."""
-        x = (images - IMAGENET_MEAN) / IMAGENET_STD
+        x = PREPROCESSING[self.preprocessing](images)
         activations = {}
         for name in self.names:
             layer = getattr(self, name)

@@ -14,6 +14,7 @@ import difflib
 import json
 import logging
 import math
+import types
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +29,14 @@ from nstvis.runs import cache, files
 from nstvis.weight_files import Shape
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
+# Simonyan & Zisserman's own networks, as neural-style-pt has them.
+CAFFE_URL = "https://web.eecs.umich.edu/~justincj/models/"
 BUNDLED = Path(__file__).parent / "assets"
 
-_ACCEPTED = f"random, bundled, torchvision, or a path: {weight_files.FORMATS}"
+_ACCEPTED = f"random, bundled, torchvision, caffe, or a path: {weight_files.FORMATS}"
+# What the networks behind these names were trained with.
+_TRAINED = {"bundled": "torchvision", "torchvision": "torchvision", "caffe": "caffe"}
+_CAFFE_FILES = ("caffe", "vgg16-00b39a1b", "vgg19-d01eb7cb")
 _LISTED = 10  # Names listed for each kind of mismatch.
 _TORCH_KINDS = {
     "kernel": "weight",
@@ -50,19 +56,23 @@ def load(
     *,
     torchvision_names: Mapping[str, str],
     torchvision_file: str | None = None,
+    caffe_names: Mapping[str, str] = types.MappingProxyType({}),
+    caffe_file: str | None = None,
     wanted: Collection[str] | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Loads the parameters of a network.
 
     Args:
-        source: `random` (He et al. 2015), `bundled`, `torchvision`, or a path: .pth,
-            .pt, .safetensors, .npz, or an Orbax directory.
+        source: `random` (He et al. 2015), `bundled`, `torchvision`, `caffe`, or a path:
+            .pth, .pt, .safetensors, .npz, or an Orbax directory.
         model: The network's name.
         shapes: The shape, in JAX's layout, of every parameter of the whole network.
         torchvision_names: Layer, or module inside it, to prefix in torchvision's state
             dict. The longest that begins a parameter's name counts.
         torchvision_file: The file that torchvision publishes, if it does.
+        caffe_names: Where names in the file converted from Caffe are others.
+        caffe_file: That file, if there is one.
         wanted: The parameters to return; all by default.
         seed: Seed of `random`. A parameter depends on it and on its name alone.
 
@@ -76,8 +86,8 @@ def load(
     names = [name for name in shapes if wanted is None or name in wanted]
     if source == "random":
         return {name: _initial(name, shapes[name], seed) for name in names}
-    path = _locate(source, model, torchvision_file)
-    aliases = _aliases(shapes, torchvision_names)
+    path = _locate(source, model, torchvision_file, caffe_file)
+    aliases = _aliases(shapes, torchvision_names, caffe_names)
     in_file, tensors = weight_files.read(
         path, {alias for alias, name in aliases.items() if name in names}
     )
@@ -91,6 +101,32 @@ def load(
     arrays = {name: _to_float32(tensors[name]) for name in names}
     _refuse(path, model, {"not finite": _not_finite(arrays)})
     return arrays
+
+
+def is_caffe(source: str) -> bool:
+    """Whether weights call themselves Caffe's, by the name of the file."""
+    return any(name in Path(source).name.lower() for name in _CAFFE_FILES)
+
+
+def preprocessing(source: str, asked: str = "auto") -> str:
+    """Returns what images go through for weights: a key of `layers.PREPROCESSING`.
+
+    Args:
+        source: As for `load`.
+        asked: `auto` for what the name of the weights says, torchvision's if nothing.
+
+    Raises:
+        ValueError: Weights of that name were trained with another.
+    """
+    trained = _TRAINED.get(source)
+    if asked != "auto" and trained and asked != trained:
+        raise ValueError(
+            f"weights={source} were trained with preprocessing={trained}: leave"
+            " preprocessing=auto"
+        )
+    if asked != "auto":
+        return asked
+    return trained or ("caffe" if is_caffe(source) else "torchvision")
 
 
 def classes(source: str, model: str) -> list[str]:
@@ -138,7 +174,9 @@ def _initial(name: str, shape: Shape, seed: int) -> np.ndarray:
 # Where the file is.
 
 
-def _locate(source: str, model: str, torchvision_file: str | None) -> Path:
+def _locate(
+    source: str, model: str, torchvision_file: str | None, caffe_file: str | None
+) -> Path:
     if source == "bundled":
         return _bundled(model)
     if source == "torchvision":
@@ -147,7 +185,14 @@ def _locate(source: str, model: str, torchvision_file: str | None) -> Path:
                 f"torchvision publishes no weights for {model}: use bundled, random"
                 " or a path"
             )
-        return _downloaded(torchvision_file)
+        return _downloaded(TORCHVISION_URL, torchvision_file)
+    if source == "caffe":
+        if caffe_file is None:
+            raise ValueError(
+                f"no weights of Caffe's are known for {model}, only for VGGs: use"
+                " bundled, random or a path"
+            )
+        return _downloaded(CAFFE_URL, caffe_file)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
@@ -158,7 +203,7 @@ def _locate(source: str, model: str, torchvision_file: str | None) -> Path:
 
 def _nearest(path: Path) -> str:
     """Suggests what may have been meant by a path that does not exist."""
-    known = {name: name for name in ("random", "bundled", "torchvision")}
+    known = {name: name for name in ("random", *_TRAINED)}
     if path.parent.is_dir():
         known |= {entry.name: str(entry) for entry in path.parent.iterdir()}
     close = difflib.get_close_matches(path.name, known, n=1)
@@ -176,37 +221,35 @@ def _bundled(model: str) -> Path:
     return path
 
 
-def _downloaded(file: str) -> Path:
-    """Returns torchvision's file in the cache, downloading it if it is not there."""
+def _downloaded(url: str, file: str) -> Path:
+    """Returns a published file in the cache, downloading it if it is not there."""
     path = cache.cache_folder() / file
     if path.exists() and not cache.is_genuine(path):
         logger.warning("%s is damaged: downloading it again", path)
         path.unlink()
     if not path.exists():
-        cache.download(TORCHVISION_URL + file, path)
+        cache.download(url + file, path)
     return path
 
 
 # Whether it fits.
 
 
-def _aliases(
-    shapes: Collection[str], torchvision_names: Mapping[str, str]
-) -> dict[str, str]:
+def _aliases(shapes: Collection[str], *published: Mapping[str, str]) -> dict[str, str]:
     """Maps every name that a file may use to the parameter that it means."""
     aliases = {name: name for name in shapes}
     for name in shapes:
         layer, dot, kind = name.rpartition(".")
-        for prefix in (layer, _torchvision_name(layer, torchvision_names)):
+        for prefix in (layer, *(_published_name(layer, names) for names in published)):
             aliases.setdefault(f"{prefix}{dot}{_TORCH_KINDS.get(kind, kind)}", name)
     return aliases
 
 
-def _torchvision_name(layer: str, torchvision_names: Mapping[str, str]) -> str:
-    outer = [p for p in torchvision_names if f"{layer}.".startswith(f"{p}.")]
+def _published_name(layer: str, names: Mapping[str, str]) -> str:
+    outer = [p for p in names if f"{layer}.".startswith(f"{p}.")]
     longest = max(outer, key=len, default="")
     inside = layer.removeprefix(longest)
-    return (torchvision_names.get(longest, "") + inside).removeprefix(".")
+    return (names.get(longest, "") + inside).removeprefix(".")
 
 
 def _misfits(

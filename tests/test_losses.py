@@ -1,4 +1,4 @@
-"""Losses: the papers' closed forms, and neural-style-pt's whole objective."""
+"""Losses: the papers' closed forms; those of whole programs: test_neural_style.py."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstvis import models
-from nstvis.synthesis import losses, objective
+from nstvis.synthesis import losses
 from nstvis.synthesis.style_losses import gram
-from nstvis.synthesis.style_settings import PRESETS, Settings
 
 SHAPE = (1, 5, 7, 4)
 KEY = jax.random.key(0)
@@ -109,7 +107,7 @@ def test_balanced_units_bear_an_all_zero_target():
 
 @pytest.mark.parametrize("name", losses.UNITS)
 def test_the_variation_is_averaged_in_balanced_units_only(name):
-    expected = 1 / (4 * 6 * 3) if name == "balanced" else 1
+    expected = 1 / (4 * 6 * 3) if name == "balanced" else losses.UNITS[name].white / 255
     assert losses.UNITS[name].variation(jnp.zeros((1, 4, 6, 3))) == expected
 
 
@@ -144,71 +142,3 @@ def test_a_gram_matrix_knows_neither_size_nor_place(rows, columns, seed):
     tiled = np.roll(np.tile(x, (1, rows, columns, 1)), (1, 2), (1, 2))
     expected = gram.gram_matrix(x)
     np.testing.assert_allclose(gram.gram_matrix(tiled), expected, rtol=1e-4, atol=1e-6)
-
-
-# The whole objective.
-
-
-def picture(height, width, seed):
-    random = np.random.default_rng(seed)
-    return random.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
-
-
-def torch_activations(torch, params, image):
-    """VGG-19 up to conv5_1, in float64: every layer after its ReLU."""
-    functional, activations = torch.nn.functional, {}
-    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
-    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
-    x = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
-    for block, depth in enumerate((2, 2, 4, 4, 1), 1):
-        for i in range(depth):
-            name = f"conv{block}_{i + 1}"
-            layer = {k: np.array(v, np.float64) for k, v in params[name].items()}
-            weight = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
-            bias = torch.from_numpy(layer["bias"])
-            x = activations[name] = functional.conv2d(x, weight, bias, padding=1).relu()
-        x = functional.max_pool2d(x, 2)
-    return activations
-
-
-def neural_style_pt(torch, params, content, painting, canvas):
-    """The loss of neural-style-pt at its defaults, and its gradient."""
-
-    def gram(x):
-        channels = x.flatten(2)[0]
-        return channels @ channels.T / x.numel()
-
-    content, painting, canvas = (
-        torch.from_numpy(x).double() for x in (content, painting, canvas)
-    )
-    with torch.no_grad():
-        p = torch_activations(torch, params, content)["conv4_2"]
-        painted = torch_activations(torch, params, painting)
-    canvas.requires_grad_()
-    f = torch_activations(torch, params, canvas)
-    mse = torch.nn.functional.mse_loss
-    loss = 5 * mse(f["conv4_2"], p)
-    for name in ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"):
-        loss = loss + 100 * mse(gram(f[name]), gram(painted[name]))
-    down, right = canvas.diff(dim=1).abs().sum(), canvas.diff(dim=2).abs().sum()
-    loss = loss + 1e-3 * (down + right)
-    loss.backward()
-    return loss.item(), canvas.grad.numpy()
-
-
-@pytest.mark.slow
-def test_the_preset_neural_style_is_neural_style_pt():
-    torch = pytest.importorskip(
-        "torch", reason="the oracle is PyTorch: pip install -r requirements-peers.txt"
-    )
-    preset = Settings(**PRESETS["neural_style"] | {"weights": "random"})
-    forward, params = models.load(preset.model, preset.weights, last="conv5_1")
-    content, painting = picture(192, 256, 0), picture(160, 208, 1)
-    canvas = picture(192, 256, 2)
-    targets = objective.make_targets(forward, preset)(params, content, [painting])
-    total = jax.value_and_grad(objective.make_objective(forward, preset), has_aux=True)
-    (loss, _), gradient = jax.jit(total)(canvas, targets, KEY)
-    expected = neural_style_pt(torch, params, content, painting, canvas)
-    np.testing.assert_allclose(loss, expected[0], rtol=1e-4)
-    error = np.linalg.norm(gradient - expected[1]) / np.linalg.norm(expected[1])
-    assert error < 1e-4

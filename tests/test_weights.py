@@ -367,6 +367,7 @@ def server(site, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
         monkeypatch.setattr(weights, "TORCHVISION_URL", url)
+        monkeypatch.setattr(weights, "CAFFE_URL", url)
         monkeypatch.setenv("no_proxy", "*")
         yield server
         server.shutdown()
@@ -377,6 +378,26 @@ def test_downloads_by_http(site):
     params = draw()
     file = publish(site, params)
     assert_equal(load("torchvision", torchvision_file=file), params)
+
+
+@pytest.mark.usefixtures("server")
+def test_downloads_caffes_weights_and_keeps_them(site, server):
+    params = draw()
+    file = publish(site, params)
+    assert_equal(load("caffe", caffe_file=file), params)
+    server.shutdown()
+    assert_equal(load("caffe", caffe_file=file), params)
+
+
+def test_there_are_no_weights_of_caffes_for_every_network():
+    with pytest.raises(ValueError, match="no weights of Caffe's are known for toynet"):
+        load("caffe", torchvision_file="toy-0.pth")
+
+
+def test_loads_what_caffes_file_names_otherwise(tmp_path):
+    params = draw()
+    np.savez(tmp_path / "x.npz", **in_torch_layout(params, PREFIXES | {"fc6": "fc.0"}))
+    assert_equal(load(tmp_path / "x.npz", caffe_names={"fc6": "fc.0"}), params)
 
 
 @pytest.mark.usefixtures("server")

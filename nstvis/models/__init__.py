@@ -19,10 +19,13 @@ given, are not needed and may be left out; `classes`, which both kinds may do wi
 is the number of logits. Weights are read by the names of the parameters, joined by dots;
 those of `random` are drawn by the scheme of He et al. for a module, and by `init`.
 `TORCHVISION_NAMES` (layer, or module inside it, to the prefix in torchvision's files) and
-`TORCHVISION_FILE` are optional. Training takes modules only.
+`TORCHVISION_FILE` are optional, and so are `CAFFE_NAMES` and `CAFFE_FILE`. A network of
+`nstvis.layers.Chain` preprocesses its images as its weights need; any other does that
+in its one way. Training takes modules only.
 """
 
 import inspect
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -35,10 +38,13 @@ from jax import Array
 
 from nstvis import weight_files
 from nstvis import weights as weights_io
+from nstvis.layers import Chain
 from nstvis.runs import registry
 from nstvis.runs.registry import unknown
 
 FOLDER = pathlib.Path(__file__).parent
+
+logger = logging.getLogger(__name__)
 
 Params = Mapping[str, Any]
 Forward = Callable[[Params, Array], dict[str, Array]]
@@ -66,6 +72,7 @@ def load(
     name: str,
     weights: str = "bundled",
     *,
+    preprocessing: str = "auto",
     pooling: str = "max",
     last: str | None = None,
     classes: int | None = None,
@@ -75,8 +82,10 @@ def load(
 
     Args:
         name: One of `names()`, or the path of a Python file like those.
-        weights: `bundled`, `random` (from `seed`), `torchvision`, or a path: .pth, .pt,
-            .safetensors, .npz, or an Orbax directory.
+        weights: `bundled`, `random` (from `seed`), `torchvision`, `caffe`, or a path:
+            .pth, .pt, .safetensors, .npz, or an Orbax directory.
+        preprocessing: Of the images: `torchvision`, `caffe`, or `auto` for what the name
+            of the weights says.
         pooling: `max` or `average`.
         last: The last layer that is needed; deeper parameters are not loaded.
         classes: Number of logits; by default as many as the weights name, or the
@@ -87,14 +96,17 @@ def load(
         The function `forward(params, images)` and its `params`, nested by layer.
 
     Raises:
-        ValueError: No such network or layer, or the weights do not fit.
+        ValueError: No such network or layer, or the weights or their preprocessing do
+            not fit.
         FileNotFoundError: No such file.
     """
     options = {"last": last, "classes": classes, "seed": seed}
     module = _find(name)
     if _is_plain(module):
+        _refuse_preprocessing(name, preprocessing)
         return _plain(module, name, weights, **options)
-    return functional(network(name, weights, pooling=pooling, **options))
+    options |= {"preprocessing": preprocessing, "pooling": pooling}
+    return functional(network(name, weights, **options))
 
 
 def functional(network: nnx.Module) -> tuple[Forward, Params]:
@@ -122,6 +134,7 @@ def network(
     name: str,
     weights: str,
     *,
+    preprocessing: str = "auto",
     pooling: str = "max",
     last: str | None = None,
     classes: int | None = None,
@@ -143,7 +156,13 @@ def network(
     classes = _classes(name, weights, classes)
     options = _options(module.build, classes)
     whole = _abstract(module, pooling, None, options)
-    graph, state = nnx.split(_abstract(module, pooling, last, options))
+    wanted_part = _abstract(module, pooling, last, options)
+    if isinstance(wanted_part, Chain):
+        wanted_part.preprocessing = weights_io.preprocessing(weights, preprocessing)
+        _log_preprocessing(module, name, weights, preprocessing)
+    else:
+        _refuse_preprocessing(name, preprocessing)
+    graph, state = nnx.split(wanted_part)
     if classes and not options:
         _check_logits(name, *functional(whole), classes)
     wanted = nnx.to_pure_dict(state)
@@ -203,6 +222,35 @@ def _options(maker: Callable, classes: int | None) -> dict[str, int]:
     return {"classes": classes} if classes and takes_classes else {}
 
 
+def _log_preprocessing(module: ModuleType, name: str, weights: str, asked: str) -> None:
+    """Says what a file was taken for, where there are two kinds that fit."""
+    known = ("random", "bundled", "torchvision", "caffe")
+    if weights in known or not hasattr(module, "CAFFE_FILE"):
+        return
+    if weights_io.is_caffe(weights):
+        if asked == "torchvision":
+            logger.warning("%s: used as torchvision's, named like Caffe's", weights)
+        else:
+            logger.info("%s: Caffe's, so images are BGR, less their mean", weights)
+    elif asked == "auto" and not (
+        pathlib.Path(weights).name == getattr(module, "TORCHVISION_FILE", None)
+        or weights_io.classes(weights, name)  # as those that were trained here
+    ):
+        logger.warning(
+            "%s: taken for torchvision's weights; if they are Caffe's, as"
+            " neural-style's are, give --config.preprocessing=caffe",
+            weights,
+        )
+
+
+def _refuse_preprocessing(name: str, asked: str) -> None:
+    if asked != "auto":
+        raise ValueError(
+            f"{name} preprocesses its images itself, in its own way: leave"
+            " preprocessing=auto"
+        )
+
+
 def _check_logits(name: str, forward: Forward, params: Params, classes: int) -> None:
     *_, logits = units(forward, params, 224).values()
     if logits != classes:
@@ -232,6 +280,8 @@ def _weights(
         {key: leaf.shape for key, leaf in weight_files.named(whole).items()},
         torchvision_names=getattr(module, "TORCHVISION_NAMES", {}),
         torchvision_file=getattr(module, "TORCHVISION_FILE", None),
+        caffe_names=getattr(module, "CAFFE_NAMES", {}),
+        caffe_file=getattr(module, "CAFFE_FILE", None),
         wanted=paths.keys(),
         seed=seed,
     )

@@ -5,6 +5,7 @@ from flax import nnx
 from nstvis.layers import Chain, GridLinear, conv, pool
 
 TORCHVISION_FILE = "vgg16-397923af.pth"
+CAFFE_FILE = "vgg16-00b39a1b.pth"
 WIDTHS_AND_DEPTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
@@ -19,6 +20,8 @@ def torchvision_names(blocks: tuple[tuple[int, int], ...]) -> dict[str, str]:
 
 
 TORCHVISION_NAMES = torchvision_names(WIDTHS_AND_DEPTHS)
+# As published; neural-style-pt's download renames them to torchvision's.
+CAFFE_NAMES = {"fc6": "classifier.1", "fc7": "classifier.4"}
 
 
 def build(

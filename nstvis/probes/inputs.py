@@ -86,7 +86,9 @@ def load(config: Inputs) -> LoadedInputs:
         OSError: A file does not exist, or a download failed.
     """
     configs.check(config)
-    forward, params = models.load(config.model, config.weights)
+    forward, params = models.load(
+        config.model, config.weights, preprocessing=config.preprocessing
+    )
     names, source = config.image_names(), None
     if any(map(str.isdecimal, names)):
         source = data.load(config.dataset, config.split, config.data_dir)

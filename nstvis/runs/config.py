@@ -130,8 +130,12 @@ class Network:
 
     # Network: a name, or the path of a file like those in nstvis/models/.
     model: str = "alexnet_small"
-    # Weights: bundled, torchvision, random, or the path of a file.
+    # Weights: bundled, torchvision, caffe (VGG's as neural-style has them), random, or
+    # the path of a file.
     weights: str = "bundled"
+    # What images go through first: RGB of unit variance (torchvision), or BGR 0..255
+    # less its mean (caffe); auto for what the name of the weights says.
+    preprocessing: str = chosen("auto", "torchvision", "caffe")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -36,11 +36,13 @@ class Units(NamedTuple):
         style: From a layer's number of channels, for Gram losses; None for the scale
             that each style loss has itself.
         variation: From the picture.
+        white: The value of white that the network is shown.
     """
 
     content: Callable[[Array], Array | float]
     style: Callable[[int], float] | None
     variation: Callable[[Array], float] = lambda image: 1.0
+    white: float = 255.0
 
 
 UNITS = {
@@ -50,8 +52,14 @@ UNITS = {
         lambda p: 2 / (jnp.sum(p**2) + TINY), None, lambda image: 1 / image.size
     ),
     "gatys2015": Units(lambda p: 1.0, lambda channels: 1.0),
-    # neural-style and neural-style-pt: mean squared errors of F and of F^T F / (C M).
-    "neural_style": Units(lambda p: 2 / p.size, lambda channels: 4 / channels**2),
+    # neural-style and neural-style-pt: mean squared errors of F and of F^T F / (C M), of
+    # pictures that they scale to 0..256.
+    "neural_style": Units(
+        lambda p: 2 / p.size,
+        lambda channels: 4 / channels**2,
+        lambda image: 256 / 255,
+        white=256.0,
+    ),
     # Ng's course: 1 / (4 C M) sum (F - P)^2, and E_l.
     "ng": Units(lambda p: 1 / (2 * p.size), lambda channels: 1.0),
 }

@@ -10,7 +10,7 @@ LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
 
 
 def make_optimizer(
-    name: str, learning_rate: float, smoothing: float
+    name: str, learning_rate: float, smoothing: float, b2: float = 0.99
 ) -> optax.GradientTransformation:
     """Returns an optimiser.
 
@@ -18,10 +18,11 @@ def make_optimizer(
         name: One of `LEARNING_RATES`.
         learning_rate: Length of a step; 0 for the optimiser's default.
         smoothing: Power of `smooth_gradient`, which only Adam's gradients go through.
+        b2: Adam's.
     """
     rate = learning_rate or LEARNING_RATES[name]
     if name == "adam":
-        return optax.chain(smooth_gradient(smoothing), optax.adam(rate, b2=0.99))
+        return optax.chain(smooth_gradient(smoothing), optax.adam(rate, b2=b2))
     if name == "lbfgs":
         return optax.lbfgs(rate, memory_size=10)
     return optax.sgd(rate)

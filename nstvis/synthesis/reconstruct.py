@@ -81,6 +81,7 @@ class Reconstruction:
         forward, params = models.load(
             settings.model,
             settings.weights,
+            preprocessing=settings.preprocessing,
             pooling=settings.pooling,
             last=self.layers[-1],
             seed=settings.seed,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from nstvis import devices, images, models
 from nstvis.hoisting import hoisted
+from nstvis.layers import CAFFE_MEAN
 from nstvis.runs.registry import unknown
 from nstvis.synthesis import canvas, losses, minimize
 from nstvis.synthesis.objective import Targets, make_objective, make_targets
@@ -103,7 +104,10 @@ class StyleTransfer:
             self._styles = [_recolored(s, self.content) for s in self._styles]
         self._forward, self._params = _network(settings)
         self._optimizer = make_optimizer(
-            settings.optimizer, settings.learning_rate, settings.smoothing
+            settings.optimizer,
+            settings.learning_rate,
+            settings.smoothing,
+            settings.b2,
         )
         self._sides = long_sides(self.content.size, settings)
         self._programs = [self._compile(side) for side in self._sides]
@@ -144,6 +148,7 @@ class StyleTransfer:
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
         array = np.array(state.best[0])  # a copy: the buffer will be donated
+        array = array.clip(0, 255)
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
             array = images.keep_luminance(array, images.to_array(content))
@@ -191,8 +196,11 @@ class StyleTransfer:
         state = jax.eval_shape(
             lambda content: minimize.start(content, self._optimizer), content
         )
-        objective = make_objective(network, self.settings)
-        step = minimize.make_step(objective, self._optimizer)
+        step = minimize.make_step(
+            make_objective(network, self.settings),
+            self._optimizer,
+            minimize.within_range if self.settings.clip else lambda canvas: canvas,
+        )
         lowered_step = step.lower(state, lowered.out_info, jax.random.key(0))
         compiled = lowered_step.compile(options)
         flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
@@ -218,9 +226,12 @@ class StyleTransfer:
 
 
 def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
-    """Returns where G starts: noise, the content, or a picture scaled to its size."""
+    """Returns where G starts: a kind of `STARTS`, or a picture scaled to its size."""
     if settings.start == "noise":
         return canvas.white_noise(key, content.shape)
+    if settings.start == "mean":
+        faint = 1e-3 * jax.random.normal(key, content.shape)
+        return (faint + CAFFE_MEAN) * (255 / losses.UNITS[settings.units].white)
     if settings.start == "content":
         return content
     height, width = content.shape[1:3]
@@ -242,13 +253,16 @@ def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
             " strokes",
             settings.seed,
         )
-    return models.load(
+    forward, params = models.load(
         settings.model,
         settings.weights,
+        preprocessing=settings.preprocessing,
         pooling=settings.pooling,
         last=max(layers, key=names.index, default=names[0]),
         seed=settings.seed,
     )
+    scale = losses.UNITS[settings.units].white / 255
+    return lambda params, images: forward(params, scale * images), params
 
 
 def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from nstvis import images
+from nstvis import images, weights
 from nstvis.runs import config
 from nstvis.runs.config import Network, Seed, bounded, chosen
 from nstvis.runs.registry import unknown
@@ -14,7 +14,7 @@ from nstvis.synthesis import losses, style_losses
 from nstvis.synthesis.optimizers import LEARNING_RATES
 
 SHORTEST_SIDE = 32  # pixels of the smallest pictures that a network is shown
-STARTS = ("noise", "content")
+STARTS = ("noise", "mean", "content")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,7 +47,8 @@ class Settings(Seed, Network):
     # Keep the content's colours: luminance transfers the luminance alone, histogram
     # first matches the style's colours to the content's.
     preserve_color: str = chosen("no", "luminance", "histogram")
-    # Where G starts: noise, content, or the path of a picture.
+    # Where G starts: noise, mean (the mean colour, with a trace of noise), content, or
+    # the path of a picture.
     start: str = "noise"
     # Long side of the result in pixels; its aspect ratio is the content's.
     size: int = bounded(384, least=SHORTEST_SIDE, most=8192)
@@ -59,6 +60,10 @@ class Settings(Seed, Network):
     optimizer: str = chosen(*LEARNING_RATES)
     # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
     learning_rate: float = bounded(0.0, least=0, most=1e12)
+    # Decay of Adam's mean of squared gradients.
+    b2: float = bounded(0.99, least=0, below=1)
+    # Clips G to 0..255 after each step; otherwise only what is written.
+    clip: bool = True
     # Adam's gradient is divided by f^smoothing at each spatial frequency f. With 0 it is
     # plain Adam; higher values paint broad strokes before fine ones.
     smoothing: float = bounded(0.5, least=0, most=4)
@@ -76,8 +81,20 @@ class Settings(Seed, Network):
         if self.start not in STARTS and not os.path.isfile(self.start):
             raise ValueError(unknown("start or file", self.start, STARTS))
         style_losses.find(self.style_loss)
-        if self.units == "balanced":
-            return
+        if self.units != "balanced":
+            self._check_units()
+
+    def _check_units(self) -> None:
+        """Raises a ValueError if the units of another tool do not suit."""
+        untrained = self.weights == "random"
+        taken = weights.preprocessing(self.weights, self.preprocessing)
+        if self.model in ("vgg16", "vgg19") and not untrained and taken != "caffe":
+            raise ValueError(
+                f"units={self.units} count on Caffe's VGG, whose activations are about 57"
+                " times torchvision's: give weights=caffe, or preprocessing=caffe for a"
+                " file of Caffe's of another name; or units=balanced, alpha=1, beta=1.5,"
+                " gamma=1e-3"
+            )
         if self.style_loss != "gram":
             raise ValueError(
                 f"units={self.units} are those of style_loss=gram: give units=balanced"
@@ -92,43 +109,51 @@ class Settings(Seed, Network):
 _FIRST_OF_EACH_BLOCK = [f"conv{block}_1" for block in range(1, 6)]
 _VGG: dict[str, Any] = {
     "model": "vgg19",
-    "weights": "torchvision",
+    "weights": "caffe",
+    "pooling": "average",
     "content_layers": "conv4_2",
-    "style_layers": ",".join(_FIRST_OF_EACH_BLOCK),
+    "style_layers": ",".join(f"{layer}:0.2" for layer in _FIRST_OF_EACH_BLOCK),
+    "style_loss": "gram",
+    "alpha": 1.0,
+    "gamma": 0.0,
+    "start": "noise",
     "size": 512,
     "scales": 1,
+    "b2": 0.999,
+    "clip": False,
     "smoothing": 0.0,
     "jitter": 0,
 }
-_GATYS = _VGG | {
-    "pooling": "average",
-    "style_layers": ",".join(f"{layer}:0.2" for layer in _FIRST_OF_EACH_BLOCK),
-    "gamma": 0.0,
-}
 
-# Settings other than the defaults.
+# Settings other than the defaults. Their losses are weighted for Caffe's VGG-19.
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper, with its larger alpha / beta.
-    "gatys2015": _GATYS
+    "gatys2015": _VGG
     | {"units": "gatys2015", "beta": 1000.0, "optimizer": "lbfgs", "steps": 500},
-    # The losses of neural-style-pt with its default weights, and its Adam.
+    # neural-style-pt with `-optimizer adam`; its default is an L-BFGS without the line
+    # search of ours. Its learning rate is 1 where white is 256.
     "neural_style": _VGG
     | {
         "units": "neural_style",
+        "pooling": "max",
+        "style_layers": ",".join(_FIRST_OF_EACH_BLOCK),
         "alpha": 5.0,
         "beta": 100.0,
         "gamma": 1e-3,
         "tv_power": 1,
-        "learning_rate": 1.0,
+        "start": "mean",
+        "optimizer": "adam",
+        "learning_rate": 255 / 256,
         "steps": 1000,
     },
-    # Andrew Ng's course.
-    "ng": _GATYS
+    # Andrew Ng's course, but for its start: 40 % content and 60 % faint noise.
+    "ng": _VGG
     | {
         "units": "ng",
         "alpha": 10.0,
         "beta": 40.0,
         "size": 400,
+        "optimizer": "adam",
         "learning_rate": 2.0,
         "steps": 200,
     },

@@ -23,7 +23,7 @@ def table(
     pictures: Images,
 ) -> Table:
     """Returns what was found, with the layers' top-activating patches as they are."""
-    about = target.about
+    about, asked = target.about, target.about.preprocessing
     parts = [f"{part['dataset']} {part['split']}" for part in about.parts]
     shown = _images(layers, ("top", "least", "by_class"))
     examples = {index: pictures.example(index) for index in shown}
@@ -39,7 +39,8 @@ def table(
             "model": about.model,
             "weights": about.weights,
             "dataset": ", ".join(parts),
-        },
+        }
+        | ({} if asked == "auto" else {"preprocessing": asked}),
     )
 
 

@@ -50,6 +50,7 @@ def target(
     patches: int,
     deduplicate: bool,
     per_class: int,
+    preprocessing: str = "auto",
     network: tuple[models.Forward, models.Params] | None = None,
 ) -> Target:
     """Loads a network and a data set by name.
@@ -66,7 +67,9 @@ def target(
         OSError: A file does not exist, or a download failed.
     """
     source = data.load(dataset, split, data_dir)
-    forward, params = network or models.load(model, weights)
+    forward, params = network or models.load(
+        model, weights, preprocessing=preprocessing
+    )
     part = {"dataset": dataset, "split": split, "data_dir": data_dir}
     about = About(
         model=model,
@@ -80,6 +83,7 @@ def target(
         patches=patches,
         deduplicate=deduplicate,
         classes=list(source.classes),
+        preprocessing=preprocessing,
         parts=[part | {"images": len(source), "hash": scan_file.source_hash(source)}],
     )
     return Target(forward, params, [source], about)
@@ -91,7 +95,9 @@ def target_of(about: About) -> Target:
     Raises:
         ValueError: The network or the images have changed.
     """
-    forward, params = models.load(about.model, about.weights)
+    forward, params = models.load(
+        about.model, about.weights, preprocessing=about.preprocessing
+    )
     network = scan_file.network_hash(forward, params, about.size)
     if network != about.network:
         raise ValueError(

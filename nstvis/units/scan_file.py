@@ -45,6 +45,8 @@ class About:
     classes: Sequence[str]
     # Data sets in a row: dataset, split, data_dir, images, and what `source_hash` says.
     parts: Sequence[Mapping[str, Any]]
+    # As it was asked for; the network's hash tells what it was.
+    preprocessing: str = "auto"
 
 
 def network_hash(forward: Forward, params: Params, size: int) -> str:
@@ -78,7 +80,7 @@ def refuse_other(here: pathlib.Path, a: About, there: pathlib.Path, b: About) ->
         ValueError: They are of different networks, classes or settings.
     """
     first, second = (json.loads(json.dumps(dataclasses.asdict(x))) for x in (a, b))
-    for name in sorted(first.keys() - {"parts", "weights"}):
+    for name in sorted(first.keys() - {"parts", "weights", "preprocessing"}):
         if first[name] != second[name]:
             raise ValueError(
                 f"{here} and {there} do not fit together: {name} is"

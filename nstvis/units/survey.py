@@ -106,6 +106,7 @@ def _scan(settings: Settings, workdir: pathlib.Path) -> scan.Target:
     target = scan.target(
         model=settings.model,
         weights=settings.weights,
+        preprocessing=settings.preprocessing,
         dataset=settings.dataset,
         split=settings.split,
         data_dir=settings.data_dir,
