@@ -88,5 +88,5 @@ def _cut_out(
     """Cuts out a square of the image's own pixels; a smaller image is enlarged first."""
     if (enlarged := size / min(image.size)) > 1:
         image = image.resize([round(n * enlarged) for n in image.size])
-    left, top = (rng.integers(n - size + 1) for n in image.size)
+    left, top = (int(rng.integers(n - size + 1)) for n in image.size)
     return image.crop((left, top, left + size, top + size))

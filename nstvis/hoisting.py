@@ -16,7 +16,7 @@ from nstvis.models import Forward, Params
 
 def hoisted(
     forward: Forward, params: Params, images: Any
-) -> tuple[Callable[[Params], list[Array]], Callable[[list[Array], Array], dict]]:
+) -> tuple[Callable[[Params], Any], Forward]:
     """Splits a network in two: `forward(p, x) == rest(prepare(p), x)`, bit for bit.
 
     Args:
@@ -73,7 +73,7 @@ def hoisted(
     def prepare(params: Params) -> list[Array]:
         return before(*program.consts, *jax.tree.leaves(params))
 
-    def rest(prepared: list[Array], images: Array) -> dict[str, Array]:
+    def rest(prepared: Any, images: Array) -> dict[str, Array]:
         return dict(zip(names, after(*prepared, images), strict=True))
 
     return prepare, rest

@@ -151,8 +151,12 @@ def average_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
     """Averages windows; zeros beyond the borders count."""
     if size == stride and not padding:
         return _average(x, size, x.shape[1:3])
-    edge = (padding, padding)
-    return nnx.avg_pool(x, (size, size), (stride, stride), [edge, edge])
+    return nnx.avg_pool(
+        x,
+        window_shape=(size, size),
+        strides=(stride, stride),
+        padding=[(padding, padding)] * 2,  # pyright: ignore[reportArgumentType]
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -160,8 +164,8 @@ def _average(x: Array, size: int, sides: tuple[int, int]) -> Array:
     """Averages windows that do not overlap, as a sum that XLA fuses with other layers."""
     rows, columns = (n // size * size for n in sides)
     x = x[:, :rows, :columns]
-    offsets = np.ndindex(size, size)
-    return sum(x[:, i::size, j::size] for i, j in offsets) / size**2
+    parts = [x[:, i::size, j::size] for i, j in np.ndindex(size, size)]
+    return sum(parts[1:], parts[0]) / size**2
 
 
 def _average_forward(x, size, sides):
@@ -239,9 +243,21 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 def _square_conv(x, kernel, strides, padding, *, dimension_numbers, **options):
     """`lax.conv_general_dilated` as NNX calls it, for square kernels and strides."""
-    (stride, _), ((pad, _), _) = strides, padding
-    m = winograd_tile(x, kernel, stride, pad)
-    return winograd.convolve(x, kernel, m) if m else _conv(x, kernel, stride, pad)
+    return convolve(x, kernel, strides[0], padding[0][0])
+
+
+def convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Convolves images by the fastest algorithm for their shape.
+
+    Args:
+        x: `[batch, height, width, inputs]`.
+        kernel: `[size, size, inputs, outputs]`.
+        stride: Of both axes.
+        padding: Zeros on all four sides, in pixels.
+    """
+    if m := winograd_tile(x, kernel, stride, padding):
+        return winograd.convolve(x, kernel, m)
+    return _conv(x, kernel, stride, padding)
 
 
 def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:

@@ -61,7 +61,7 @@ def convolve(x: Array, kernel: Array, m: int) -> Array:
         `[batch, height, width, outputs]`.
     """
     size, r = x.shape[1:3], len(kernel)
-    tiles = _inputs(x, size, m, r)
+    tiles: Array = _inputs(x, size, m, r)
     count = tiles.shape[1]
     if len(x) > 1:
         tiles = jnp.pad(tiles, ((0, 0), (0, max(0, _LEAST_ROWS - count)), (0, 0)))

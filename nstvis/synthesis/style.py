@@ -183,7 +183,7 @@ class StyleTransfer:
 
     def _compile(self, side: int) -> Programs:
         """Compiles what computes the targets and what makes a step, at one size."""
-        options = devices.compile_options()
+        options = dict[str, bool | str](devices.compile_options())
         content, styles = self._pictures(side)
         prepare, network = hoisted(self._forward, self._params, content)
         from_pictures = make_targets(self._forward, self.settings)

@@ -157,7 +157,10 @@ def step(
     """
     order = jnp.argsort(batch["index"])
     image, label, index = (batch[name][order] for name in ("image", "label", "index"))
-    activations = forward(params, image.astype(jnp.float32))
+    # A single image may be convolved by another algorithm, so it gets company.
+    company = jnp.resize(image, (max(2, len(image)), *image.shape[1:]))
+    activations = forward(params, company.astype(jnp.float32))
+    activations = {name: activations[name][: len(image)] for name in layers}
     found = [peaks(activations[name], patches, layers[name]) for name in layers]
     scores, positions = (jnp.concatenate(part, -1) for part in zip(*found, strict=True))
     return update(state, scores, positions, label, index)
