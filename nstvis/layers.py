@@ -264,7 +264,8 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     """Chooses the algorithm of a convolution.
 
     In batches of two or more, it does not depend on how many images there are, so that
-    an image's activations are the same in all of them.
+    an image's activations are the same in all of them. Where the "highest" precision is
+    asked for (`jax.default_matmul_precision`), it is XLA's.
 
     Returns:
         The side of the tiles that Winograd's algorithm computes, 2 to 4; 0 for XLA's
@@ -273,6 +274,8 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     height, width, _ = x.shape[1:]
     size, inputs, outputs = kernel.shape[1:]
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32:
+        return 0
+    if jax.config.jax_default_matmul_precision == "highest":
         return 0
     if size not in (3, 5) or (stride, padding) != (1, size // 2):
         return 0

@@ -120,6 +120,8 @@ def test_other_paddings_types_and_devices_have_xlas(monkeypatch):
     x = jax.ShapeDtypeStruct((2, 7, 7, 192), jnp.float32)
     taps = jax.ShapeDtypeStruct((3, 3, 192, 384), jnp.float32)
     assert not layers.winograd_tile(x, taps, 1, 0)
+    with jax.default_matmul_precision("highest"):
+        assert not layers.winograd_tile(x, taps, 1, 1)
     half = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
     assert not layers.winograd_tile(half, taps, 1, 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -61,7 +61,9 @@ def receptive_fields(
         return list(activations.values())
 
     image = jax.ShapeDtypeStruct((1, height, width, 3), "float32")
-    program = jax.make_jaxpr(trace)(params, image)
+    # Not Winograd's convolutions, whose tiles depend on more than their result does.
+    with jax.default_matmul_precision("highest"):
+        program = jax.make_jaxpr(trace)(params, image)
     weights = [*map(nothing, _shapes(program.jaxpr.invars[:-1]))]
     reaches = [
         _walk(program.jaxpr, [*weights, pixels(axis, length)])
