@@ -164,6 +164,23 @@ def test_average_pooling_is_pytorchs(torch, window):
     np.testing.assert_allclose(ours, nhwc(theirs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 3, 0)])
+def test_the_gradient_of_average_pooling_is_xlas(window):
+    size, stride, _ = window
+    x = integers(SHAPE, 100)
+    sides = (1, size, size, 1), (1, stride, stride, 1)
+
+    def xlas(x):
+        return lax.reduce_window(x, 0.0, lax.add, *sides, "VALID") / size**2
+
+    pool = layers.pool("average", *window)
+    cotangent = integers(jax.eval_shape(xlas, x).shape, 9, 1)
+    for ours, theirs in zip(
+        pull_back(pool, (x,), cotangent), pull_back(xlas, (x,), cotangent), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def test_pool_knows_max_and_average_only():
     x = integers((1, 6, 6, 2), 100)
     pooled = layers.pool("max", 3, 2, 1)(x)

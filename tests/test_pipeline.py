@@ -492,3 +492,24 @@ def test_shapes_are_those_of_batches():
     for batch in found:
         assert told == {name: (batch[name].shape, batch[name].dtype) for name in told}
     assert found[0].keys() == told.keys()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 40)])
+def test_crops_that_are_cut_out_are_the_images_own_pixels(size):
+    images = augmented(ramp(*size), 60, crop=0.5, color=0, flip=False, resize=False)
+    left, top = images[:, 0, 0, 0], images[:, 0, 0, 1]
+    for x, column, row in zip(images, left, top, strict=True):
+        np.testing.assert_array_equal(
+            x[..., 0], np.tile(column + np.arange(32), (32, 1))
+        )
+        np.testing.assert_array_equal(
+            x[..., 1].T, np.tile(row + np.arange(32), (32, 1))
+        )
+    for offsets, side in ((left, size[0]), (top, size[1])):  # all there are, in time
+        assert {0, side - 32} <= {*range(int(offsets.min()), int(offsets.max()) + 1)}
+
+
+def test_an_image_smaller_than_a_cut_out_crop_is_enlarged():
+    images = augmented(ramp(16, 24), 4, crop=0.5, color=0, flip=False, resize=False)
+    assert images.shape == (4, 32, 32, 3)
+    np.testing.assert_allclose(images[0, :, -8:, 0].mean(), 14, atol=1)
