@@ -275,7 +275,8 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     size, inputs, outputs = kernel.shape[1:]
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32:
         return 0
-    if jax.config.jax_default_matmul_precision == "highest":
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if precision == "highest":
         return 0
     if size not in (3, 5) or (stride, padding) != (1, size // 2):
         return 0
@@ -290,10 +291,11 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     }
     m = min(tiles, key=lambda m: tiles[m] * (m + size - 1) ** 2)
     # The filters are up to four times the kernel, and have to be read for few tiles, too.
-    return m if len(x) > 1 or tiles[m] >= 12 else 0
+    return m if len(x) > 1 or tiles[m] >= 9 else 0
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def xla_convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Convolves as XLA does, with the arguments of `convolve`."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -303,7 +305,7 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     )
 
 
-_conv = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3))
+_conv = jax.custom_vjp(xla_convolve, nondiff_argnums=(2, 3))
 
 
 def _conv_forward(x, kernel, stride, padding):
@@ -323,14 +325,31 @@ def _image_gradient(gradient, kernel, stride, padding, size):
     one convolution of stride 1 computes all remainders r as channels.
     """
     side, _, inputs, outputs = kernel.shape
+    if stride == 1 and inputs <= 4 and jax.default_backend() == "cpu":
+        return _few_inputs_gradient(gradient, kernel, padding, size)
     reach = -(-side // stride)
     edge = (0, reach * stride - side)
     taps = jnp.pad(kernel, (edge, edge, (0, 0), (0, 0)))
     taps = taps.reshape(reach, stride, reach, stride, inputs, outputs)
     taps = taps[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     taps = taps.reshape(reach, reach, outputs, -1)
-    cells = _convolve(gradient, taps, 1, reach - 1)
+    cells = xla_convolve(gradient, taps, 1, reach - 1)
     pixels = _interleave(cells.reshape(*cells.shape[:3], stride, stride, inputs))
+    return _crop(pixels, padding, size[0] + padding, size[1] + padding)
+
+
+def _few_inputs_gradient(gradient, kernel, padding, size):
+    """Computes the gradient by the image as one matrix product, and adds its windows.
+
+    XLA has no fast convolution with so few outputs: on a CPU it takes four times as long.
+    """
+    side, _, inputs, outputs = kernel.shape
+    taps = kernel.transpose(3, 0, 1, 2).reshape(outputs, -1)
+    windows = (gradient @ taps).reshape(*gradient.shape[:3], side, side, inputs)
+    pixels = jnp.zeros(())
+    for i, j in np.ndindex(side, side):
+        edges = (0, 0), (i, side - 1 - i), (j, side - 1 - j), (0, 0)
+        pixels += jnp.pad(windows[..., i, j, :], edges)
     return _crop(pixels, padding, size[0] + padding, size[1] + padding)
 
 
@@ -343,7 +362,7 @@ def _kernel_gradient(x, kernel, stride, padding, gradient):
     """
     if jax.default_backend() != "cpu":
         transpose = jax.linear_transpose(
-            lambda k: _convolve(x, k, stride, padding), kernel
+            lambda k: xla_convolve(x, k, stride, padding), kernel
         )
         return transpose(gradient)[0]
     side, _, inputs, outputs = kernel.shape

@@ -177,7 +177,8 @@ def _flat(tiles: Array) -> Array:
 def _tiles(flat: Array, size: tuple[int, int], m: int, r: int) -> Array:
     rows, columns = (-(-n // m) for n in size)
     t = m + r - 1
-    return flat.reshape(t, t, -1, rows, columns, flat.shape[-1])
+    batch = flat.shape[1] // max(1, rows * columns)
+    return flat.reshape(t, t, batch, rows, columns, flat.shape[-1])
 
 
 def _mixed(matrix: np.ndarray, parts: Sequence[Array]) -> Array:

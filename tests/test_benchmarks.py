@@ -26,6 +26,7 @@ UNITS = {
     "scan": "images/s",
     "attribution": "pictures/s",
     "features": "pictures x steps/s",
+    "convolutions": "steps/s",
 }
 DOCUMENT = (ROOT / "docs/benchmarks.md").read_text()
 

@@ -31,6 +31,7 @@ from jax import Array, lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nstvis import devices
 from nstvis.models import Forward, Params
 from nstvis.units import ranking
 from nstvis.units.ranking import SENTINEL, Best, Numbers, Peaks, insert_batch
@@ -312,7 +313,9 @@ class Scan:
             out_specs=per_device,
             check_vma=False,
         )
-        self.step = jax.jit(mapped, donate_argnums=0)
+        self.step = jax.jit(
+            mapped, donate_argnums=0, compiler_options=devices.compile_options()
+        )
 
     def start(self, units: int, **sizes: int) -> State:
         """The state of all devices before the first image; see the function `start`."""
@@ -333,5 +336,5 @@ def gathered(state: State) -> State:
         state = multihost_utils.process_allgather(state, tiled=True)
     state = jax.device_get(state)
     count = len(state.images)
-    devices = [jax.tree.map(operator.itemgetter(i), state) for i in range(count)]
-    return functools.reduce(merge, devices)
+    states = [jax.tree.map(operator.itemgetter(i), state) for i in range(count)]
+    return functools.reduce(merge, states)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nstvis import attribution, images
+from nstvis import attribution, devices, images
 from nstvis.models import Forward, Params
 from nstvis.units.patches import Images, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
@@ -144,7 +144,7 @@ def _compiled(network: Forward, layer: str) -> _Attribute:
         images = images.astype(jnp.float32)
         return attribution.attribute(network, params, layer, images, units, positions)
 
-    return jax.jit(attribute)
+    return jax.jit(attribute, compiler_options=devices.compile_options())
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:
