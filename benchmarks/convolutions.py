@@ -67,15 +67,16 @@ def jax_side(shape: Sequence[int], chosen: bool) -> Take:
         }
 
     x, kernel, gradient = jax.device_put(arrays(shape))
+    network: Any = convolve
     if shape[0] == 1:
-        prepare, convolve = hoisting.hoisted(convolve, kernel, x)
+        prepare, network = hoisting.hoisted(convolve, kernel, x)
         kernel = jax.jit(prepare)(kernel)
 
     def step(kernel: Any, x: Any) -> Any:
         if shape[0] == 1:
-            y, pull = jax.vjp(lambda x: convolve(kernel, x), x)
+            y, pull = jax.vjp(lambda x: network(kernel, x), x)
         else:
-            y, pull = jax.vjp(convolve, kernel, x)
+            y, pull = jax.vjp(network, kernel, x)
         return y, pull({"y": gradient})
 
     data = kernel, x
