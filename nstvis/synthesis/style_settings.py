@@ -110,7 +110,7 @@ class Settings(Seed, Network):
             raise ValueError(
                 f"units={self.units} count on Caffe's VGG, whose activations are about 57"
                 " times torchvision's: give weights=caffe, or preprocessing=caffe for a"
-                " file of Caffe's of another name; or units=balanced, alpha=1, beta=1.5,"
+                " file of Caffe's of another name; or units=balanced, alpha=1, beta=4,"
                 " gamma=1e-3"
             )
         if self.style_loss != "gram":
