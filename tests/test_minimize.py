@@ -21,12 +21,10 @@ def test_a_smoothed_gradient_is_divided_by_its_frequencies():
     power, gradient = 0.5, np.random.default_rng(0).normal(size=(1, 12, 15, 3))
     smooth = optimizers.smooth_gradient(power)
     ours, _ = smooth.update(jnp.asarray(gradient, jnp.float32), smooth.init(None))
-    # By waves, of the picture beside its reflections, which have no edges.
-    mirrored = np.pad(gradient, ((0, 0), (0, 12), (0, 15), (0, 0)), "symmetric")
-    frequencies = np.hypot(np.fft.fftfreq(24)[:, None], np.fft.fftfreq(30)[None])
+    frequencies = np.hypot(np.fft.fftfreq(12)[:, None], np.fft.fftfreq(15)[None])
     factors = np.maximum(frequencies * 15, 1) ** -power
-    spectrum = np.fft.fft2(mirrored, axes=(1, 2)) * factors[None, :, :, None]
-    expected = np.fft.ifft2(spectrum, axes=(1, 2)).real[:, :12, :15]
+    spectrum = np.fft.fft2(gradient, axes=(1, 2)) * factors[None, :, :, None]
+    expected = np.fft.ifft2(spectrum, axes=(1, 2)).real
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """Optimisers of pixels: Adam with a smoothed gradient, L-BFGS, gradient descent."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -42,13 +43,11 @@ def smooth_gradient(power: float) -> optax.GradientTransformation:
 
     def smooth(gradient: Array) -> Array:
         height, width = gradient.shape[1:3]
-        rows, columns = (np.arange(side) / (2 * side) for side in (height, width))
+        rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
         least = 1 / max(height, width)
-        frequencies = np.hypot(rows[:, None], columns[None])
-        factors = (np.maximum(frequencies, least) / least) ** -power
-        # Of cosines, not of waves, which would carry the gradient across the edges.
-        spectrum = jax.scipy.fft.dctn(gradient, axes=(1, 2), norm="ortho")
+        factors = (np.maximum(np.hypot(rows, columns), least) / least) ** -power
+        spectrum = jnp.fft.rfft2(gradient, axes=(1, 2))
         spectrum *= factors[None, :, :, None].astype(np.float32)
-        return jax.scipy.fft.idctn(spectrum, axes=(1, 2), norm="ortho")
+        return jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
 
     return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))
