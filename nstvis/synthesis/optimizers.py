@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jax import Array
 
-LEARNING_RATES = {"adam": 6.0, "lbfgs": 1.0, "gd": 1e4}
+LEARNING_RATES = {"adam": 10.0, "lbfgs": 1.0, "gd": 1e4}
 
 
 def make_optimizer(

@@ -37,9 +37,9 @@ class Settings(Seed, Network):
     # Alpha, the weight of the content.
     alpha: float = bounded(1.0, least=0, most=1e12)
     # Beta, the weight of the style.
-    beta: float = bounded(4.0, least=0, most=1e12)
+    beta: float = bounded(3.0, least=0, most=1e12)
     # Gamma, the weight of the total variation, which smooths.
-    gamma: float = bounded(1e-3, least=0, most=1e12)
+    gamma: float = bounded(1e-4, least=0, most=1e12)
     # Power of the differences in the total variation.
     tv_power: int = chosen(2, 1)
     # Weights of several style pictures, separated by commas; equal if empty.
@@ -62,7 +62,7 @@ class Settings(Seed, Network):
     # Number of sizes from coarse to fine, evenly spaced up to `size`.
     scales: int = bounded(3, least=1, most=100)
     # Steps at each size.
-    steps: int = bounded(150, least=1, most=1_000_000)
+    steps: int = bounded(180, least=1, most=1_000_000)
     # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
     optimizer: str = chosen(*LEARNING_RATES)
     # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
@@ -110,8 +110,8 @@ class Settings(Seed, Network):
             raise ValueError(
                 f"units={self.units} count on Caffe's VGG, whose activations are about 57"
                 " times torchvision's: give weights=caffe, or preprocessing=caffe for a"
-                " file of Caffe's of another name; or units=balanced, alpha=1, beta=4,"
-                " gamma=1e-3"
+                " file of Caffe's of another name; or units=balanced, alpha=1, beta=3,"
+                " gamma=1e-4"
             )
         if self.style_loss != "gram":
             raise ValueError(
