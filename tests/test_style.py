@@ -30,6 +30,7 @@ QUICK = style.Settings(
     scales=1,
     steps=3,
     jitter=8,
+    margin=0,
 )
 
 
@@ -502,9 +503,9 @@ def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
     )
     monkeypatch.setattr(devices, "free_memory", lambda: 0.6 * max(needs))
     with pytest.raises(MemoryError) as refusal:
-        paint(size=320)
+        paint(size=320, margin=16)
     *_, fits = re.findall(r"\d+ should fit", str(refusal.value))
-    paint(size=int(fits.split()[0]), steps=1)
+    paint(size=int(fits.split()[0]), steps=1, margin=16)
 
 
 def test_random_filters_are_said_aloud(caplog):

@@ -221,7 +221,8 @@ class StyleTransfer:
         if need > free:
             fixed = sum(x.nbytes for x in jax.tree.leaves(self._params))
             share = max(0, free - fixed) / (need - fixed)
-            fits = int(self._sides[-1] * (0.9 * share) ** 0.5)
+            both = 2 * self.settings.margin
+            fits = int((self._sides[-1] + both) * (0.9 * share) ** 0.5) - both
             hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
             raise MemoryError(
                 f"a step at {width} x {height} pixels needs {have}: lower the size"
