@@ -79,6 +79,8 @@ def ours(model: str, width: int, height: int) -> Take:
         learning_rate=RATE,
         smoothing=0.0,
         jitter=0,
+        margin=0,
+        annealing=False,
     )
     content, style = map(Image.fromarray, pictures(width, height))
     moments = StyleTransfer(content, [style], settings).run()

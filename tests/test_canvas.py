@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nstvis import models
 from nstvis.synthesis import canvas, transforms
 
 KEY = jax.random.key(0)
@@ -91,6 +92,99 @@ def test_a_canvas_starts_nearly_grey_and_every_pixel_can_move(kind):
         assert moving[:, :, 1:5, :, 1].all()
         moving = moving[..., 0]  # the mean, and other real coefficients, have no phase
     assert moving.all()
+
+
+# A margin beyond the edges.
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Zero padding, and maps of half the size."""
+    return models.load("vgg_small", "random", pooling="average", last="conv2_1")
+
+
+def test_without_a_margin_a_network_stays_itself(network):
+    assert canvas.with_margin(network[0], 0) is network[0]
+
+
+@pytest.mark.parametrize("height, width", [(22, 30), (21, 27)])
+def test_a_margin_is_cropped_from_a_picture_reflected_by_hand(network, height, width):
+    forward, params = network
+    margin, image = 8, 50 * noise(1, height, width, 3) + 128
+    framed = np.pad(image, ((0, 0), (8, 8), (8, 8), (0, 0)), "reflect")
+    found = jax.jit(canvas.with_margin(forward, margin))(params, image)
+    whole = jax.jit(forward)(params, framed)
+    assert found.keys() == whole.keys()
+    for name, stride in {"conv1_2": 1, "pool1": 2, "conv2_1": 2}.items():
+        rows, columns = height // stride, width // stride
+        assert found[name].shape[1:3] == (rows, columns)
+        cut = margin // stride
+        expected = whole[name][:, cut:, cut:][:, :rows, :columns]
+        np.testing.assert_array_equal(found[name], expected)
+
+
+def test_a_margin_leaves_numbers_without_positions(network):
+    def mean(params, images):
+        return {"mean": images.mean((1, 2))}
+
+    image = noise(1, 9, 9, 3)
+    found = canvas.with_margin(mean, 4)({}, jnp.asarray(image))["mean"]
+    framed = np.pad(image, ((0, 0), (4, 4), (4, 4), (0, 0)), "reflect")
+    np.testing.assert_allclose(found, framed.mean((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_gradient_through_a_margin_is_the_framed_picture_s(network):
+    """Each pixel has its own, and where it is reflected also its reflections'."""
+    forward, params = network
+    margin, height, width = 8, 28, 32
+    image = 50 * noise(1, height, width, 3) + 128
+    framed = np.pad(image, ((0, 0), (8, 8), (8, 8), (0, 0)), "reflect")
+    seen = canvas.with_margin(forward, margin)
+
+    def loss(image):
+        return jnp.sum(seen(params, image)["conv2_1"] ** 2)
+
+    def loss_of_framed(framed):
+        maps = forward(params, framed)["conv2_1"][:, 4:-4, 4:-4]
+        return jnp.sum(maps**2)
+
+    found = np.asarray(jax.jit(jax.grad(loss))(image))
+    whole = np.asarray(jax.jit(jax.grad(loss_of_framed))(framed))
+    scale = np.abs(whole).max()
+    inner = (slice(None), slice(9, -9), slice(9, -9))
+    expected = whole[:, 8:-8, 8:-8][inner]
+    np.testing.assert_allclose(found[inner], expected, atol=1e-5 * scale)
+    folded = np.zeros_like(image)
+    rows, columns = (
+        np.pad(np.arange(side), margin, "reflect") for side in (height, width)
+    )
+    for row, column in np.ndindex(len(rows), len(columns)):
+        folded[0, rows[row], columns[column]] += whole[0, row, column]
+    np.testing.assert_allclose(found, folded, atol=1e-5 * scale)
+
+
+# Colours.
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.75, 0.25]])
+def test_a_content_gets_the_style_s_mean_and_covariance(shares):
+    content = 20 * noise(1, 30, 40, 3) @ ROOT.astype(np.float32) + 90
+    mixtures = [ROOT[::-1], ROOT * [1, 3, 2]]
+    styles = [
+        (60 * noise(1, 25, 35 + i, 3)[..., ::-1] @ mixtures[i].T + 100 + 30 * i)
+        for i in range(len(shares))
+    ]
+    found = np.asarray(canvas.recolored(content, styles, shares), np.float64)
+    assert found.shape == content.shape
+    means = [np.mean(style, (0, 1, 2)) for style in styles]
+    expected = np.average(means, 0, shares)
+    np.testing.assert_allclose(found.mean((0, 1, 2)), expected, rtol=1e-6)
+    if len(styles) == 1:
+        covariances = (
+            np.cov(x.reshape(-1, 3).T, bias=True) for x in (found, styles[0])
+        )
+        np.testing.assert_allclose(*covariances, rtol=1e-6)
 
 
 # Movements.

@@ -43,7 +43,7 @@ ARGUMENTS = {
     "reconstruct": [
         "--config.size=48",
         "--config.steps=2",
-        "--config.layers=conv1,conv2",
+        "--config.layers=conv1_1,conv2_1",
     ],
 }
 FILES = {

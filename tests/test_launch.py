@@ -255,7 +255,7 @@ def test_help_lists_all_fields_with_defaults_bounds_and_comments(name, call):
     if name == "style":  # a comment of its own, and one that it inherits
         assert "Content picture: a path, or demo." in done.stdout
         assert "\n      Seed of all " in done.stdout
-        assert "--config.frame_every=125  (int, at least 1" in done.stdout
+        assert "--config.frame_every=90  (int, at least 1" in done.stdout
 
 
 def test_fields_override_presets_and_presets_override_defaults(call, folder, tmp_path):

@@ -226,6 +226,7 @@ def test_presets_take_caffes_weights_and_random_ones(preset, change):
 
 def test_without_clipping_only_what_is_written_is_clipped():
     settings = Settings(
+        model="alexnet_small",
         weights="random",
         content_layers="conv1",
         style_layers="conv1",

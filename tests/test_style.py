@@ -16,17 +16,23 @@ from PIL import Image
 
 from nstvis import assets, devices, images, models
 from nstvis.runs import config
-from nstvis.synthesis import objective, style, style_settings
-from nstvis.synthesis.optimizers import LEARNING_RATES
+from nstvis.synthesis import canvas, objective, style, style_settings
+from nstvis.synthesis.optimizers import LEARNING_RATES, make_optimizer
 
 # A whole transfer in a second: the first three layers, one size, a few steps.
 QUICK = style.Settings(
+    model="alexnet_small",
     weights="random",
+    pooling="max",
     content_layers="conv2",
     style_layers="conv1,conv2",
+    beta=1.5,
+    gamma=1e-3,
     size=40,
     scales=1,
     steps=3,
+    jitter=8,
+    margin=0,
 )
 
 
@@ -132,6 +138,18 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
         assert min(terms) > 0
         expected = sum(w * t for w, t in zip(weights.values(), terms, strict=True))
         assert report["J"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_annealing_shortens_the_steps_of_each_size():
+    """Of a gradient that stays the same, whose every step Adam makes as long."""
+    optimizer = make_optimizer("adam", 6.0, 0.0, period=5)
+    gradient = jnp.ones((1, 2, 2, 3))
+    state, found = optimizer.init(gradient), []
+    for _ in range(12):
+        updates, state = optimizer.update(gradient, state)
+        found.append(float(updates[0, 0, 0, 0]))
+    expected = [-3 * (1 + math.cos(math.pi * (k % 5) / 5)) for k in range(12)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def targets_of(network, settings, styles=()):
@@ -348,9 +366,10 @@ def test_style_scale_is_the_size_of_the_style(monkeypatch):
 def test_the_canvas_starts_as_asked(tmp_path):
     content = batch(CONTENT)
 
-    def start(name, seed=0):
+    def start(name, seed=0, **changes):
         key = jax.random.key(seed)
-        return style.first_canvas(content, quick(start=name), key)
+        settings = quick(start=name, **changes)
+        return style.first_canvas(content, [batch(STYLE)], settings, key)
 
     np.testing.assert_array_equal(start("content"), content)
     noise = start("noise")
@@ -361,6 +380,13 @@ def test_the_canvas_starts_as_asked(tmp_path):
     STYLE.save(tmp_path / "start.png")
     expected = batch(STYLE.resize(CONTENT.size))
     np.testing.assert_array_equal(start(str(tmp_path / "start.png")), expected)
+    np.testing.assert_array_equal(start("content", start_noise=1.0), noise)
+    mixed = start("content", start_noise=0.25)
+    np.testing.assert_allclose(mixed, 0.75 * content + 0.25 * noise, atol=1e-4)
+    colored = canvas.recolored(content, [batch(STYLE)], [1])
+    found = start("content", start_colors="style")
+    np.testing.assert_array_equal(found, np.clip(colored, 0, 255))
+    assert np.abs(found - content).mean() > 10
 
 
 def test_luminance_keeps_the_contents_chroma():
@@ -421,11 +447,13 @@ def test_a_style_blend_that_does_not_fit_is_refused(blend):
         ({"units": "balance"}, "did you mean 'balanced'"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"preserve_color": "histgram"}, "did you mean 'histogram'"),
-        ({"pooling": "median"}, "choose from max, average"),
+        ({"pooling": "median"}, "choose from average, max"),
         ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "nothing is minimised"),
         ({"content_layers": "conv3:1e300"}, "at most 1e6"),
         ({"size": 39}, "short side is below 32 pixels"),
         ({"style_blend": "1,1"}, "should be 1 number"),
+        ({"start_noise": 0.5}, "are for start=content, not noise"),
+        ({"start_colors": "style"}, "are for start=content, not noise"),
         ({"style_scale": 0.0}, "style_scale should be at least 0.05"),
         ({"scales": 0}, "scales should be at least 1"),
         ({"steps": 0}, "steps should be at least 1"),
@@ -477,9 +505,9 @@ def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
     )
     monkeypatch.setattr(devices, "free_memory", lambda: 0.6 * max(needs))
     with pytest.raises(MemoryError) as refusal:
-        paint(size=320)
+        paint(size=320, margin=16)
     *_, fits = re.findall(r"\d+ should fit", str(refusal.value))
-    paint(size=int(fits.split()[0]), steps=1)
+    paint(size=int(fits.split()[0]), steps=1, margin=16)
 
 
 def test_random_filters_are_said_aloud(caplog):

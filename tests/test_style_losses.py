@@ -280,6 +280,7 @@ def test_no_gradient_goes_through_the_choice_of_neighbours():
 # In a transfer.
 
 SETTINGS = style.Settings(
+    model="alexnet_small",
     weights="random",
     content_layers="",
     style_layers="conv1,conv2",

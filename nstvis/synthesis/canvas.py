@@ -6,7 +6,7 @@ Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007, 
 constants these are).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax import Array
 from PIL import Image
 
 from nstvis import images
+from nstvis.models import Forward, Params
 
 # A square root of the covariance of the colours of ImageNet's pixels, RGB 0..1; the
 # columns: light, blue to orange, green to magenta.
@@ -35,6 +36,52 @@ def white_noise(key: Array, shape: tuple[int, ...]) -> Array:
 def from_image(image: Image.Image) -> Array:
     """Returns an image's pixels as float32 `[1, height, width, 3]`, 0..255."""
     return jnp.asarray(images.to_array(image))[None]
+
+
+def with_margin(forward: Forward, margin: int) -> Forward:
+    """Returns a network that sees what lies beyond a picture's edges as its reflection.
+
+    The picture is shown inside of a margin of so many pixels, which its maps, but not
+    those without positions, are then cropped by. Without, a network's zero padding draws
+    frames. 0 returns the network itself.
+    """
+    if not margin:
+        return forward
+
+    def seen(params: Params, pictures: Array) -> dict[str, Array]:
+        around = (0, 0), (margin, margin), (margin, margin), (0, 0)
+        framed = jnp.pad(pictures, around, "reflect")
+
+        def cropped(maps: Array) -> Array:
+            if maps.ndim < 4:
+                return maps
+            for axis in (1, 2):
+                length = maps.shape[axis]
+                cut = round(length * margin / framed.shape[axis])
+                maps = jax.lax.slice_in_dim(maps, cut, length - cut, axis=axis)
+            return maps
+
+        return {k: cropped(x) for k, x in forward(params, framed).items()}
+
+    return seen
+
+
+def recolored(
+    content: Array, styles: Sequence[Array], shares: Sequence[float]
+) -> Array:
+    """Gives the content the mean and the covariance of the style's colours.
+
+    Args:
+        content: Pixels, `[1, height, width, 3]`.
+        styles: Pictures of any size.
+        shares: Of the styles. The result is the blend of the content in each one's
+            colours.
+
+    Returns:
+        The content's new pixels, not clipped.
+    """
+    each = [images.match_colors(content[0], style[0]) for style in styles]
+    return jnp.asarray(np.average(each, 0, shares)[None], jnp.float32)
 
 
 class Canvas(NamedTuple):

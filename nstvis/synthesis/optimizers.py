@@ -6,11 +6,11 @@ import numpy as np
 import optax
 from jax import Array
 
-LEARNING_RATES = {"adam": 4.0, "lbfgs": 1.0, "gd": 1e4}
+LEARNING_RATES = {"adam": 10.0, "lbfgs": 1.0, "gd": 1e4}
 
 
 def make_optimizer(
-    name: str, learning_rate: float, smoothing: float, b2: float = 0.99
+    name: str, learning_rate: float, smoothing: float, b2: float = 0.99, period: int = 0
 ) -> optax.GradientTransformation:
     """Returns an optimiser.
 
@@ -19,10 +19,14 @@ def make_optimizer(
         learning_rate: Length of a step; 0 for the optimiser's default.
         smoothing: Power of `smooth_gradient`, which only Adam's gradients go through.
         b2: Adam's.
+        period: Steps, in each of which Adam's steps shorten to nothing, along half a
+            cosine; 0 to keep their length.
     """
     rate = learning_rate or LEARNING_RATES[name]
     if name == "adam":
-        return optax.chain(smooth_gradient(smoothing), optax.adam(rate, b2=b2))
+        falling = optax.cosine_decay_schedule(rate, period or 1)
+        length = (lambda count: falling(count % period)) if period else rate
+        return optax.chain(smooth_gradient(smoothing), optax.adam(length, b2=b2))
     if name == "lbfgs":
         return optax.lbfgs(rate, memory_size=10)
     return optax.sgd(rate)

@@ -28,10 +28,12 @@ from nstvis.synthesis.optimizers import make_optimizer
 class Settings(Seed, Network):
     """What to reconstruct from which layers, and how."""
 
+    # Network: a name, or the path of a file like those in nstvis/models/.
+    model: str = "vgg_small"
     # Layers, separated by commas; all convolutions, after the ReLU, if empty.
     layers: str = ""
     # Pooling of the network.
-    pooling: str = chosen("max", "average")
+    pooling: str = chosen("average", "max")
     # Long side of the pictures, in pixels.
     size: int = bounded(192, least=1, most=8192)
     # Adam's steps.

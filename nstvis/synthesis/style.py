@@ -30,6 +30,7 @@ from nstvis.synthesis.style_settings import (
     check,
     layer_weights,
     long_sides,
+    style_blend,
 )
 
 logger = logging.getLogger(__name__)
@@ -102,12 +103,14 @@ class StyleTransfer:
         self._styles = [images.normalized(style) for style in styles]
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
-        self._forward, self._params = _network(settings)
+        forward, self._params = _network(settings)
+        self._forward = canvas.with_margin(forward, settings.margin)
         self._optimizer = make_optimizer(
             settings.optimizer,
             settings.learning_rate,
             settings.smoothing,
             settings.b2,
+            settings.steps if settings.annealing else 0,
         )
         self._sides = long_sides(self.content.size, settings)
         self._programs = [self._compile(side) for side in self._sides]
@@ -130,9 +133,10 @@ class StyleTransfer:
         first = max(0, done - 1) // per_size
         state = None
         for i, side in enumerate(self._sides[first:], first):
-            targets = self._programs[i].targets(self._params, *self._pictures(side))
+            content, styles = self._pictures(side)
+            targets = self._programs[i].targets(self._params, content, styles)
             if state is None:
-                start = first_canvas(targets.content, self.settings, canvas_key)
+                start = first_canvas(content, styles, self.settings, canvas_key)
                 state = restore(minimize.start(start, self._optimizer))
                 yield Moment(done, state, None)
             else:
@@ -217,7 +221,8 @@ class StyleTransfer:
         if need > free:
             fixed = sum(x.nbytes for x in jax.tree.leaves(self._params))
             share = max(0, free - fixed) / (need - fixed)
-            fits = int(self._sides[-1] * (0.9 * share) ** 0.5)
+            both = 2 * self.settings.margin
+            fits = int((self._sides[-1] + both) * (0.9 * share) ** 0.5) - both
             hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
             raise MemoryError(
                 f"a step at {width} x {height} pixels needs {have}: lower the size"
@@ -225,7 +230,9 @@ class StyleTransfer:
             )
 
 
-def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
+def first_canvas(
+    content: Array, styles: Sequence[Array], settings: Settings, key: Array
+) -> Array:
     """Returns where G starts: a kind of `STARTS`, or a picture scaled to its size."""
     if settings.start == "noise":
         return canvas.white_noise(key, content.shape)
@@ -233,7 +240,11 @@ def first_canvas(content: Array, settings: Settings, key: Array) -> Array:
         faint = 1e-3 * jax.random.normal(key, content.shape)
         return (faint + CAFFE_MEAN) * (255 / losses.UNITS[settings.units].white)
     if settings.start == "content":
-        return content
+        if settings.start_colors == "style":
+            shares = style_blend(settings.style_blend, len(styles))
+            content = canvas.recolored(content, styles, shares)
+        noise = settings.start_noise * canvas.white_noise(key, content.shape)
+        return minimize.within_range((1 - settings.start_noise) * content + noise)
     height, width = content.shape[1:3]
     return canvas.from_image(images.read(settings.start).resize((width, height)))
 

@@ -21,12 +21,14 @@ STARTS = ("noise", "mean", "content")
 class Settings(Seed, Network):
     """How to paint. The defaults are tuned for the bundled network."""
 
+    # Network: a name, or the path of a file like those in nstvis/models/.
+    model: str = "vgg_small"
     # Pooling of the network.
-    pooling: str = chosen("max", "average")
+    pooling: str = chosen("average", "max")
     # Layers that keep the content, as layer or layer:weight, separated by commas.
-    content_layers: str = "conv3"
+    content_layers: str = "conv3_2"
     # Layers that carry the style, as layer or layer:weight, separated by commas.
-    style_layers: str = "conv1:2,conv2,conv3,conv4:0.3,conv5:0.3"
+    style_layers: str = "conv1_1,conv2_1,conv3_1,conv4_1"
     # Style loss: gram, moments, w2, swd or neighbours (docs/losses.md), or the path of a
     # Python file like those in nstvis/synthesis/style_losses/.
     style_loss: str = "gram"
@@ -35,9 +37,9 @@ class Settings(Seed, Network):
     # Alpha, the weight of the content.
     alpha: float = bounded(1.0, least=0, most=1e12)
     # Beta, the weight of the style.
-    beta: float = bounded(1.5, least=0, most=1e12)
+    beta: float = bounded(3.0, least=0, most=1e12)
     # Gamma, the weight of the total variation, which smooths.
-    gamma: float = bounded(1e-3, least=0, most=1e12)
+    gamma: float = bounded(1e-4, least=0, most=1e12)
     # Power of the differences in the total variation.
     tv_power: int = chosen(2, 1)
     # Weights of several style pictures, separated by commas; equal if empty.
@@ -50,16 +52,23 @@ class Settings(Seed, Network):
     # Where G starts: noise, mean (the mean colour, with a trace of noise), content, or
     # the path of a picture.
     start: str = "noise"
+    # Share of noise in a start from the content.
+    start_noise: float = bounded(0.0, least=0, most=1)
+    # Colours of a start from the content: its own, or their mean and covariance the
+    # style's.
+    start_colors: str = chosen("content", "style")
     # Long side of the result in pixels; its aspect ratio is the content's.
     size: int = bounded(384, least=SHORTEST_SIDE, most=8192)
     # Number of sizes from coarse to fine, evenly spaced up to `size`.
     scales: int = bounded(3, least=1, most=100)
     # Steps at each size.
-    steps: int = bounded(250, least=1, most=1_000_000)
+    steps: int = bounded(180, least=1, most=1_000_000)
     # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
     optimizer: str = chosen(*LEARNING_RATES)
     # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
     learning_rate: float = bounded(0.0, least=0, most=1e12)
+    # Shortens Adam's steps to nothing at each size, so that they leave no trace.
+    annealing: bool = True
     # Decay of Adam's mean of squared gradients.
     b2: float = bounded(0.99, least=0, below=1)
     # Clips G to 0..255 after each step; otherwise only what is written.
@@ -70,7 +79,10 @@ class Settings(Seed, Network):
     # G is rolled at every step by a random number of pixels below this, down and to the
     # right, so that the network's strides leave no grid. Not used by L-BFGS, which needs
     # the same objective at every step.
-    jitter: int = bounded(8, least=0, most=1024)
+    jitter: int = bounded(0, least=0, most=1024)
+    # Pixels by which the network sees pictures reflected beyond their edges, where its
+    # zero padding would leave a frame.
+    margin: int = bounded(16, least=0, most=256)
 
     def check(self) -> None:
         """Raises a ValueError if fields do not fit together."""
@@ -80,6 +92,12 @@ class Settings(Seed, Network):
             raise ValueError("alpha, beta and gamma are all 0: nothing is minimised")
         if self.start not in STARTS and not os.path.isfile(self.start):
             raise ValueError(unknown("start or file", self.start, STARTS))
+        if self.start != "content" and (
+            self.start_noise or self.start_colors == "style"
+        ):
+            raise ValueError(
+                f"start_noise and start_colors are for start=content, not {self.start}"
+            )
         style_losses.find(self.style_loss)
         if self.units != "balanced":
             self._check_units()
@@ -92,8 +110,8 @@ class Settings(Seed, Network):
             raise ValueError(
                 f"units={self.units} count on Caffe's VGG, whose activations are about 57"
                 " times torchvision's: give weights=caffe, or preprocessing=caffe for a"
-                " file of Caffe's of another name; or units=balanced, alpha=1, beta=1.5,"
-                " gamma=1e-3"
+                " file of Caffe's of another name; or units=balanced, alpha=1, beta=3,"
+                " gamma=1e-4"
             )
         if self.style_loss != "gram":
             raise ValueError(
@@ -123,6 +141,8 @@ _VGG: dict[str, Any] = {
     "clip": False,
     "smoothing": 0.0,
     "jitter": 0,
+    "margin": 0,
+    "annealing": False,
 }
 
 # Settings other than the defaults. Their losses are weighted for Caffe's VGG-19.
