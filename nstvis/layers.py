@@ -290,8 +290,12 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
         m: -(-height // m) * -(-width // m) for m in ((2, 3, 4) if size == 3 else (2,))
     }
     m = min(tiles, key=lambda m: tiles[m] * (m + size - 1) ** 2)
-    # The filters are up to four times the kernel, and have to be read for few tiles, too.
-    return m if len(x) > 1 or tiles[m] >= 9 else 0
+    if len(x) > 1:
+        return m
+    # Filters are up to four times the kernel, and have to be read for few tiles, too; and
+    # what takes a millisecond is not worth a second of compilation.
+    products = height * width * inputs * outputs * size**2
+    return m if tiles[m] >= 9 and products > 5e7 else 0
 
 
 def xla_convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:

@@ -212,7 +212,7 @@ def test_the_first_layer_gives_the_content_back(folder):
     [
         ({"layers": "conv1,cnv2"}, "did you mean 'conv2'"),
         ({"steps": 0}, "steps should be at least 1"),
-        ({"pooling": "median"}, "choose from max, average"),
+        ({"pooling": "median"}, "choose from average, max"),
         ({"content": "nowhere.png"}, "nowhere.png"),
         ({"layers": "conv1,conv1"}, "conv1 is given twice"),
         ({"gamma": -1.0}, "gamma should be at least 0"),

@@ -103,6 +103,7 @@ def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
         ((1, 384, 512, 64), (3, 3, 64, 64), 1, 0),  # exceeds the cache
         ((1, 192, 256, 3), (3, 3, 3, 64), 1, 0),  # few channels
         ((1, 6, 8, 512), (3, 3, 512, 512), 1, 0),  # few tiles for large filters
+        ((1, 12, 16, 128), (3, 3, 128, 128), 1, 0),  # a small picture
         ((2, 7, 7, 192), (3, 3, 192, 384), 1, 4),  # alexnet_small's conv3
         ((128, 7, 7, 192), (3, 3, 192, 384), 1, 4),
         ((128, 5, 5, 192), (3, 3, 192, 384), 1, 3),  # tiles of 4 would hang over
@@ -143,7 +144,7 @@ def test_a_hoisted_network_is_the_network(name):
 
 def test_filters_are_hoisted():
     forward, params = models.load("alexnet_small", "random")
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     prepare, rest = hoisting.hoisted(forward, params, images)
     prepared = jax.eval_shape(prepare, params)
     assert (36, 64, 192) in [x.shape for x in prepared]  # conv2's filters
