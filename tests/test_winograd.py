@@ -51,7 +51,7 @@ def test_the_matrices_make_a_correlation(m, r):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("m", "r"), KINDS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_values_and_gradients_are_a_convolutions(m, r, data):
     """In float64, where rounding hides nothing: sides below a tile, borders, batches."""
@@ -83,16 +83,16 @@ def test_rounding_errors_are_what_the_docstring_says(m, r):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "size", "inputs", "outputs"),
-    [(7, 3, 192, 384), (13, 3, 256, 256), (15, 5, 64, 192), (5, 3, 384, 256)],
+    [(7, 3, 192, 384), (13, 3, 256, 256), (15, 5, 64, 192)],
 )
 def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
     """What the promise of the maxima rests on, for the shapes of AlexNets."""
-    x = jnp.float32(drawn((70, side, side, inputs)))
+    x = jnp.float32(drawn((40, side, side, inputs)))
     kernel = jnp.float32(drawn((size, size, inputs, outputs), 1))
     assert layers.winograd_tile(x, kernel, 1, size // 2)
     convolve = jax.jit(lambda x: layers.convolve(x, kernel, 1, size // 2))
     expected = np.asarray(convolve(x))
-    for batch in (2, 3, 7, 16, 33, 64):
+    for batch in (2, 7, 33):
         np.testing.assert_array_equal(convolve(x[-batch:]), expected[-batch:])
 
 
@@ -129,6 +129,7 @@ def test_other_paddings_types_and_devices_have_xlas(monkeypatch):
     assert not layers.winograd_tile(x, taps, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet_small", "resnet18"])
 def test_a_hoisted_network_is_the_network(name):
     forward, params = models.load(name, "random")
