@@ -10,8 +10,8 @@ run in a browser), `film.png` (from noise to picture), `loss.png`, `metrics.json
 `frames/` in the workdir. `--config=PRESET` starts from one of `gatys2015`, `neural_style`
 and `ng`.
 
-The first command takes 55 s on two cores of an Intel Xeon and brings J from 12
-down to 0.48 in 540 steps, at 384 x 288 pixels.
+The first command takes 55 s on two cores of an Intel Xeon and brings J from 12 down to
+0.48 in 540 steps, at 384 x 288 pixels.
 """
 
 import dataclasses
