@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from nstvis.models import Forward, Params
 
@@ -50,25 +50,8 @@ def hoisted(
         dict.fromkeys(x for x in used if not isinstance(x, Literal) and x in known)
     )
 
-    def part(
-        equations: list, inputs: list, outputs: list
-    ) -> Callable[..., list[Array]]:
-        unnamed = jaxpr.debug_info.with_unknown_names()
-        return jaxpr_as_fun(
-            ClosedJaxpr(
-                jaxpr.replace(
-                    constvars=[],
-                    invars=inputs,
-                    outvars=outputs,
-                    eqns=equations,
-                    debug_info=unnamed,
-                ),
-                [],
-            )
-        )
-
-    before = part(early, [*jaxpr.constvars, *of_params], cut)
-    after = part(late, [*cut, of_images], jaxpr.outvars)
+    before = _part(jaxpr, early, [*jaxpr.constvars, *of_params], cut)
+    after = _part(jaxpr, late, [*cut, of_images], jaxpr.outvars)
 
     def prepare(params: Params) -> list[Array]:
         return before(*program.consts, *jax.tree.leaves(params))
@@ -77,3 +60,17 @@ def hoisted(
         return dict(zip(names, after(*prepared, images), strict=True))
 
     return prepare, rest
+
+
+def _part(
+    jaxpr: Jaxpr, equations: list, inputs: list, outputs: list
+) -> Callable[..., list[Array]]:
+    """Returns the function that some of a program's equations compute."""
+    program = jaxpr.replace(
+        constvars=[],
+        invars=inputs,
+        outvars=outputs,
+        eqns=equations,
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    return jaxpr_as_fun(ClosedJaxpr(program, []))
