@@ -6,7 +6,7 @@ r"""Trains a network to classify images.
 
 The first command takes four and a half minutes on two cores of an AMD EPYC (Zen 4) and
 reaches 78.5 % top-1 and 99.7 % top-5 accuracy on the validation images. The second made
-the weights that are shipped.
+the weights of alexnet_small that are shipped.
 
 Leaves the weights, `MODEL.safetensors`, averaged over the last steps and with batch
 norm folded in: `--config.weights=PATH` of every experiment takes them. Beside them
@@ -20,7 +20,7 @@ from nstvis.training.loop import train
 from nstvis.training.settings import Settings as Config
 
 PRESETS = {
-    # The weights that this project ships.
+    # alexnet_small's weights that this project ships.
     "tiny_imagenet": Config(
         dataset="tiny_imagenet",
         epochs=18,

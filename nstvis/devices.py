@@ -19,8 +19,8 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 # Of glibc's mallopt: never map a large buffer on its own, and give nothing back, from one
 # arena that grows by 256 MB.
-_MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
-                   "M_TOP_PAD": (-2, 2**28), "M_ARENA_MAX": (-8, 1)}  # fmt: skip
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD, _ARENA_MAX = -4, -1, -2, -8
+_MALLOC = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28, _ARENA_MAX: 1}
 
 
 def keep_memory() -> None:
@@ -33,12 +33,12 @@ def keep_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # no Linux, or no glibc
         if jax.default_backend() == "cpu":
             mallopt = ctypes.CDLL("libc.so.6").mallopt
-            for option, value in _MALLOC_OPTIONS.values():
+            for option, value in _MALLOC.items():
                 mallopt(option, value)
 
 
 def compile_options() -> dict[str, bool]:
-    """Returns XLA options that speed up one picture on a CPU and halve its memory."""
+    """Returns XLA options that make programs on a CPU take half of the memory."""
     if jax.default_backend() != "cpu":
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
