@@ -67,6 +67,25 @@ def test_values_and_gradients_are_a_convolutions(m, r, data):
         np.testing.assert_allclose(x, y, atol=1e-10 * np.abs(y).max())
 
 
+@pytest.mark.parametrize(("batch", "parts"), [(6, 2), (7, 3), (8, 4)])
+def test_parts_of_a_batch_are_the_batch(batch, parts, monkeypatch):
+    """Of at most three images: alike, the last one incomplete, smaller to be alike."""
+    x, kernel = drawn((batch, 7, 5, 3)), drawn((3, 3, 3, 4), 1)
+    cotangent = drawn((batch, 7, 5, 4), 2)
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(array) for array in (x, kernel, cotangent)]
+        expected = with_gradients(xla, *arrays)
+        image = 4 * 36 * 2 * 2 * 4  # bytes of an image's products
+        monkeypatch.setattr(winograd, "_CACHE", 3 * image)
+        text = str(
+            jax.make_jaxpr(lambda x: winograd.convolve(x, arrays[1], 4))(arrays[0])
+        )
+        assert f"length={parts}\n" in text
+        found = with_gradients(lambda x, k: winograd.convolve(x, k, 4), *arrays)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-10 * np.abs(y).max())
+
+
 @pytest.mark.parametrize(("m", "r"), KINDS)
 def test_rounding_errors_are_what_the_docstring_says(m, r):
     x, kernel = drawn((2, 13, 9, 64)), drawn((r, r, 64, 32), 1)
