@@ -113,11 +113,11 @@ def objective_of(network, layer, picture, unit, **changes):
     """The loss of a canvas that draws `picture`, whatever its numbers."""
     forward, params = conv_network(network)
     drawing = canvas.Canvas((1,), lambda numbers: jnp.asarray(picture) + 0 * numbers[0])
-    objective = features.make_objective(forward, layer, drawing, settings(**changes))
-    data, key = (params, jnp.int32(unit)), jax.random.key(0)
-    loss, _ = jax.jit(objective)(jnp.zeros(1), data, key)
+    objectives = features.make_objectives(forward, layer, drawing, settings(**changes))
+    data, keys = (params, jnp.int32([unit])), jax.random.split(jax.random.key(0), 1)
+    losses, _ = jax.jit(objectives)(jnp.zeros((1, 1)), data, keys)
     seen = jax.jit(forward)(params, picture)
-    return float(loss), {name: np.asarray(x) for name, x in seen.items()}
+    return float(losses[0]), {name: np.asarray(x) for name, x in seen.items()}
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def scanned(known, labels, order, batch, devices=1, patches=1, reach=(0, 0)):
     scan, mesh, empty = compiled(devices, patches, reach)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     state = jax.device_put(empty, sharding)
+    known = dict(known)  # other parameters, if a test has changed their values
     for first in range(0, len(order), batch):
         index = np.full(batch, -1, np.int32)
         part = order[first : first + batch]

@@ -73,10 +73,11 @@ def test_each_picture_has_its_own_layers_and_no_others(folder):
     content, style, canvas = map(noise, range(3))
     settings = reconstruct.Settings(gamma=gamma, jitter=0)
     make_targets = jax.jit(reconstruct.make_targets(forward, layers, settings))
-    objective = reconstruct.make_objective(forward, layers, settings)
-    together = jax.jit(jax.vmap(objective, (None, reconstruct.AXES, None)))
+    together = jax.jit(reconstruct.make_objectives(forward, layers, settings))
     data = make_targets(params, content, style)
-    losses, _ = together(jnp.asarray(canvas), data, jax.random.key(0))
+    losses, _ = together(
+        jnp.stack([canvas] * 4), data, jax.random.split(jax.random.key(0), 4)
+    )
     p, s, f = (
         {k: np.asarray(x, float) for k, x in jax.jit(forward)(params, image).items()}
         for image in (content, style, canvas)
@@ -109,9 +110,9 @@ def test_pictures_of_the_style_alone_are_rolled(folder):
     layers, settings = ["conv1", "conv2"], reconstruct.Settings(gamma=0.0, jitter=2)
     make_targets = jax.jit(reconstruct.make_targets(forward, layers, settings))
     data = make_targets(params, content, style)
-    objective = reconstruct.make_objective(forward, layers, settings)
-    together = jax.jit(jax.vmap(objective, (None, reconstruct.AXES, None)))
-    losses = np.array([together(canvas, data, jax.random.key(i))[0] for i in range(8)])
+    together = jax.jit(reconstruct.make_objectives(forward, layers, settings))
+    keys = jax.random.split(jax.random.key(0), (8, 4))
+    losses = np.array([together(jnp.stack([canvas] * 4), data, k)[0] for k in keys])
     assert (np.ptp(losses, axis=0) > 0).tolist() == [False, False, True, True]
 
 

@@ -6,6 +6,7 @@ Visualization", https://doi.org/10.23915/distill.00007).
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import zlib
@@ -19,6 +20,7 @@ import optax
 from jax import Array
 
 from nstvis import devices, models
+from nstvis.hoisting import hoisted
 from nstvis.runs import config
 from nstvis.runs.config import Seed, bounded, chosen
 from nstvis.synthesis import canvas, losses, minimize, transforms
@@ -90,15 +92,21 @@ class Search:
         self._params, self._settings = params, settings
         self._canvas = canvas.KINDS[settings.canvas](settings.size, settings.size)
         self._optimizer = optax.adam(settings.learning_rate)
-        objective = make_objective(forward, layer, self._canvas, settings)
-        step = minimize.make_step(objective, self._optimizer, lambda canvas: canvas)
         options = dict[str, bool | str](devices.compile_options())
         keys, units = self._keys(range(1)), self._padded(range(1))
         states = jax.eval_shape(self._start, keys)
-        data = params, units
-        self._step = (
-            minimize.batched(step, (None, 0)).lower(states, data, keys).compile(options)
+        shape = chunk, settings.size, settings.size, 3
+        prepare, network = hoisted(
+            forward, params, jax.ShapeDtypeStruct(shape, jnp.float32)
         )
+        self._prepared = jax.jit(prepare)(params)
+        step = minimize.make_batched_step(
+            make_objectives(network, layer, self._canvas, settings),
+            self._optimizer,
+            lambda canvas: canvas,
+        )
+        lowered = step.lower(states, (self._prepared, units), keys)
+        self._step = lowered.compile(options)
         self.flops = (self._step.cost_analysis() or {}).get("flops", 0.0)
         measure = jax.jit(make_measure(forward, layer, self._canvas))
         self._measure = measure.lower(params, states.canvas, units).compile(options)
@@ -109,7 +117,7 @@ class Search:
         Args:
             units: Numbers of at most `chunk` units.
         """
-        keys, data = self._keys(units), (self._params, self._padded(units))
+        keys, data = self._keys(units), (self._prepared, self._padded(units))
         steps = range(self._settings.steps)
         states = jax.jit(self._start)(keys)
         for state, _ in minimize.minimize(self._step, states, data, keys, steps):
@@ -141,23 +149,29 @@ class Search:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, self._padded(units))
 
 
-def make_objective(
+def make_objectives(
     forward: models.Forward, layer: str, canvas: canvas.Canvas, settings: Settings
 ) -> minimize.Objective:
-    """Returns minus the activation plus the penalties, for `minimize`.
+    """Returns minus the activations plus the penalties, for `make_batched_step`.
 
-    Its data are the network's parameters and the unit's number. The activation is that
-    before the ReLU, where an inactive unit has a gradient, if the network returns it.
+    Their data are the network's parameters and the units' numbers `[n]`. The activations
+    are those before the ReLU, where an inactive unit has a gradient, if the network
+    returns them.
     """
     amplitudes = transforms.Amplitudes(
         jitter=settings.jitter, scale=settings.scale, rotate=settings.rotate
     )
 
-    def objective(numbers: Array, data: tuple, key: Array) -> tuple[Array, dict]:
-        params, unit = data
-        picture = canvas.draw(numbers)
-        seen = forward(params, transforms.random(key, picture, amplitudes))
-        activations = seen.get(f"{layer}_pre", seen[layer])[0, ..., unit]
+    def objectives(numbers: Array, data: tuple, keys: Array) -> tuple[Array, dict]:
+        params, units = data
+        pictures = jax.vmap(canvas.draw)(numbers)
+        move = functools.partial(transforms.random, limits=amplitudes)
+        seen = forward(params, jax.vmap(move)(keys, pictures)[:, 0])
+        maps = seen.get(f"{layer}_pre", seen[layer])
+        return jax.vmap(objective)(pictures, maps, units)
+
+    def objective(picture: Array, maps: Array, unit: Array) -> tuple[Array, dict]:
+        activations = maps[..., unit]
         if activations.ndim and settings.objective == "unit":
             height, width = activations.shape
             activations = activations[height // 2, width // 2]
@@ -167,7 +181,7 @@ def make_objective(
         loss += settings.tv * losses.total_variation(small, 2) / small.size
         return loss, {"activation": activation}
 
-    return objective
+    return objectives
 
 
 def make_measure(forward: models.Forward, layer: str, canvas: canvas.Canvas):

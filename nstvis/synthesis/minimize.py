@@ -6,6 +6,7 @@ XLA:CPU, which runs a loop's body without its thread pool.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ RUN_AHEAD = 2  # steps in flight: enough to hide the dispatch, few enough to sto
 SMALLEST_DAMPING = 2.0**-20
 
 Metrics = dict[str, Array]
+# From a canvas, data and a key to the loss, and metrics.
 Objective = Callable[[Array, Any, Array], tuple[Array, Metrics]]
+Step = Callable[["State", Any, Array], tuple["State", Metrics]]
 
 
 class State(NamedTuple):
@@ -94,7 +97,7 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     project: Callable[[Array], Array] = within_range,
-) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
+) -> Step:
     """Returns the jitted step; its first argument is donated.
 
     The step takes a state, the objective's data and a key that it folds the step
@@ -109,57 +112,86 @@ def make_step(
         project: Maps an updated canvas to the nearest valid one.
     """
 
-    update = optax.with_extra_args_support(optimizer).update
-
     def step(state: State, data: Any, key: Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(key, state.step)
         value_and_gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, metrics), gradient = value_and_gradient(state.canvas, data, key)
-        sound = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient))
 
-        updates, moments = update(
-            gradient,
-            state.optimizer,
-            state.canvas,
-            value=loss,
-            grad=gradient,
-            value_fn=lambda canvas: objective(canvas, data, key)[0],
-        )
-        moved = project(state.canvas + state.damping * jnp.asarray(updates))
-        better = sound & (loss < state.best_loss)
-        following = State(
-            step=state.step + 1,
-            canvas=jnp.where(sound, moved, state.sound),
-            optimizer=optax.tree.where(sound, moments, state.optimizer),
-            best=jnp.where(better, state.canvas, state.best),
-            best_loss=jnp.where(better, loss, state.best_loss),
-            sound=jnp.where(sound, state.canvas, state.sound),
-            damping=jnp.where(sound, state.damping, state.damping / 2),
-        )
-        metrics = {"step": following.step, "J": loss} | metrics
-        return following, metrics | {"damping": following.damping}
+        def value(canvas: Array) -> Array:
+            return objective(canvas, data, key)[0]
+
+        return _advanced(state, loss, metrics, gradient, optimizer, project, value)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def batched(
-    step: Callable[[State, Any, Array], tuple[State, Metrics]], data_axes: Any
-) -> Callable[[State, Any, Array], tuple[State, Metrics]]:
+def make_batched_step(
+    objectives: Objective,
+    optimizer: optax.GradientTransformation,
+    project: Callable[[Array], Array] = within_range,
+) -> Step:
     """Returns the step for many canvases at once, each with its own loss.
 
     It takes `jax.vmap(start)`'s states, data and a key for each canvas; best picture,
     damping and metrics are each canvas's own.
 
     Args:
-        step: `make_step`'s.
-        data_axes: The data's axis of canvases, as `in_axes` of `jax.vmap`; None for what
-            they share.
+        objectives: Maps canvases, data and keys to losses `[n]`, each of which depends
+            on its own canvas alone, and a dict of metrics `[n]`.
+        optimizer: An optax transformation that needs no more than gradients.
+        project: Maps an updated canvas to the nearest valid one.
     """
-    return jax.jit(jax.vmap(step, (0, data_axes, 0)), donate_argnums=0)
+
+    def step(states: State, data: Any, keys: Array) -> tuple[State, Metrics]:
+        keys = jax.vmap(jax.random.fold_in)(keys, states.step)
+
+        def total(canvases: Array) -> tuple[Array, tuple[Array, Metrics]]:
+            losses, metrics = objectives(canvases, data, keys)
+            return losses.sum(), (losses, metrics)
+
+        gradients, (losses, metrics) = jax.grad(total, has_aux=True)(states.canvas)
+        advanced = functools.partial(_advanced, optimizer=optimizer, project=project)
+        return jax.vmap(advanced)(states, losses, metrics, gradients)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _advanced(
+    state: State,
+    loss: Array,
+    metrics: Metrics,
+    gradient: Array,
+    optimizer: optax.GradientTransformation,
+    project: Callable[[Array], Array],
+    value: Callable[[Array], Array] | None = None,
+) -> tuple[State, Metrics]:
+    """Returns the next state, and the metrics with those of the loop."""
+    sound = jnp.isfinite(loss) & jnp.all(jnp.isfinite(gradient))
+    updates, moments = optax.with_extra_args_support(optimizer).update(
+        gradient,
+        state.optimizer,
+        state.canvas,
+        value=loss,
+        grad=gradient,
+        value_fn=value,
+    )
+    moved = project(state.canvas + state.damping * jnp.asarray(updates))
+    better = sound & (loss < state.best_loss)
+    following = State(
+        step=state.step + 1,
+        canvas=jnp.where(sound, moved, state.sound),
+        optimizer=optax.tree.where(sound, moments, state.optimizer),
+        best=jnp.where(better, state.canvas, state.best),
+        best_loss=jnp.where(better, loss, state.best_loss),
+        sound=jnp.where(sound, state.canvas, state.sound),
+        damping=jnp.where(sound, state.damping, state.damping / 2),
+    )
+    metrics = {"step": following.step, "J": loss} | metrics
+    return following, metrics | {"damping": following.damping}
 
 
 def minimize(
-    step: Callable[[State, Any, Array], tuple[State, Metrics]],
+    step: Step,
     state: State,
     data: Any,
     key: Array,

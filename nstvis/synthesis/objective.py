@@ -90,21 +90,23 @@ def make_objective(forward: models.Forward, settings: Settings) -> minimize.Obje
     def objective(canvas: Array, targets: Targets, key: Array) -> tuple[Array, dict]:
         if fixed:
             key = jax.random.key(settings.seed)
-        shift = None
+        seen = canvas
         if jitter > 1:
             shift = jax.random.randint(key, (2,), 0, jitter)
-            content = jnp.roll(targets.content, shift, (1, 2))
+            seen, content = (
+                jnp.roll(x, shift, (1, 2)) for x in (canvas, targets.content)
+            )
             activations = forward(targets.params, content)
             targets = targets._replace(activations=activations)
-        return total_loss(forward, canvas, shift, targets, key, settings)
+        activations = forward(targets.params, seen)
+        return total_loss(canvas, activations, targets, key, settings)
 
     return objective
 
 
 def total_loss(
-    forward: models.Forward,
     canvas: Array,
-    shift: Array | None,
+    activations: dict[str, Array],
     targets: Targets,
     key: Array,
     settings: Settings,
@@ -112,18 +114,14 @@ def total_loss(
     """Computes J and its terms.
 
     Args:
-        forward: The network.
         canvas: The picture G, `[1, height, width, 3]`.
-        shift: Pixels that the network sees it rolled by, down and to the right.
-        targets: What its activations are compared with.
+        activations: Its own, or when it is rolled.
+        targets: What they are compared with.
         key: For style losses that are random.
         settings: Weights, units and power.
     """
-    # Before the forward pass: the order decides the last bits of the gradient's sum.
     unit = losses.UNITS[settings.units].variation(canvas)
     variation = unit * losses.total_variation(canvas, settings.tv_power)
-    rolled = canvas if shift is None else jnp.roll(canvas, shift, (1, 2))
-    activations = forward(targets.params, rolled)
     content = sum(
         factor * losses.content_loss(activations[name], targets.activations[name])
         for name, factor in targets.content_factors.items()

@@ -16,6 +16,7 @@ from jax import Array
 from PIL import Image, ImageOps
 
 from nstvis import devices, images, models
+from nstvis.hoisting import hoisted
 from nstvis.runs import config
 from nstvis.runs.config import Network, Seed, bounded, chosen
 from nstvis.runs.registry import unknown
@@ -51,11 +52,9 @@ class Settings(Seed, Network):
         config.names("layers", self.layers)
 
 
-# What each of n pictures is compared with, and the limits `[n]` of their random rolls.
+# What each of n pictures is compared with, whose factors are `[n]`, 0 where a picture is
+# not optimised for a layer; and the limits `[n]` of their random rolls.
 Data = tuple[Targets, Array]
-# The axes along which the pictures lie: the factors `[n]`, 0 where a picture is not
-# optimised for a layer, and the limits.
-AXES = (Targets(None, None, None, None, 0, 0), 0)  # pyright: ignore[reportArgumentType]
 
 
 class Reconstruction:
@@ -91,13 +90,17 @@ class Reconstruction:
         self._optimizer = make_optimizer("adam", settings.learning_rate, 0.5)
         self._keys = jax.random.split(jax.random.key(settings.seed), len(self.names))
         pictures = map(canvas.from_image, self.originals)
-        targets = make_targets(forward, self.layers, settings)
-        self._data = jax.jit(targets)(params, *pictures)
-        step = minimize.make_step(
-            make_objective(forward, self.layers, settings), self._optimizer
-        )
+        make = make_targets(forward, self.layers, settings)
+        targets, limits = jax.jit(make)(params, *pictures)
         states, options = jax.eval_shape(self.start), devices.compile_options()
-        lowered = minimize.batched(step, AXES).lower(states, self._data, self._keys)
+        shape = len(self.names), *states.canvas.shape[2:]
+        seen = jax.ShapeDtypeStruct(shape, jnp.float32)
+        prepare, network = hoisted(forward, params, seen)
+        self._data = targets._replace(params=jax.jit(prepare)(params)), limits
+        step = minimize.make_batched_step(
+            make_objectives(network, self.layers, settings), self._optimizer
+        )
+        lowered = step.lower(states, self._data, self._keys)
         self._step = lowered.compile(dict[str, bool | str](options))
         self.flops = (self._step.cost_analysis() or {}).get("flops", 0.0)
 
@@ -157,19 +160,32 @@ def make_targets(
     return data
 
 
-def make_objective(
+def make_objectives(
     forward: models.Forward, layers: Sequence[str], settings: Settings
 ) -> minimize.Objective:
-    """Returns J of one picture, for `minimize`; its data are one picture's `Data`."""
+    """Returns each picture's J, for `make_batched_step`; its data are `Data`."""
     weights = _objective_settings(layers, settings)
 
-    def one_picture(picture: Array, data: Data, key: Array) -> tuple[Array, dict]:
-        targets, below = data
-        shift = jax.random.randint(key, (2,), 0, below)
-        loss, _ = objective.total_loss(forward, picture, shift, targets, key, weights)
-        return loss, {}
+    def objectives(pictures: Array, data: Data, keys: Array) -> tuple[Array, dict]:
+        targets, limits = data
 
-    return one_picture
+        def rolled(picture: Array, key: Array, below: Array) -> Array:
+            shift = jax.random.randint(key, (2,), 0, below)
+            return jnp.roll(picture[0], shift, (0, 1))
+
+        seen = jax.vmap(rolled)(pictures, keys, limits)
+        activations = {k: x[:, None] for k, x in forward(targets.params, seen).items()}
+
+        def loss(picture, activations, content_factors, style_factors, key):
+            own = targets._replace(
+                content_factors=content_factors, style_factors=style_factors
+            )
+            return objective.total_loss(picture, activations, own, key, weights)[0]
+
+        factors = targets.content_factors, targets.style_factors
+        return jax.vmap(loss)(pictures, activations, *factors, keys), {}
+
+    return objectives
 
 
 def find_layers(settings: Settings) -> list[str]:

@@ -21,7 +21,7 @@ there are the maxima:
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nstvis import devices
+from nstvis.hoisting import hoisted
 from nstvis.models import Forward, Params
 from nstvis.units import ranking
 from nstvis.units.ranking import SENTINEL, Best, Numbers, Peaks, insert_batch
@@ -158,13 +159,20 @@ def step(
     """
     order = jnp.argsort(batch["index"])
     image, label, index = (batch[name][order] for name in ("image", "label", "index"))
-    # A single image may be convolved by another algorithm, so it gets company.
-    company = jnp.resize(image, (max(2, len(image)), *image.shape[1:]))
+    company = jnp.resize(image, _seen(image.shape))
     activations = forward(params, company.astype(jnp.float32))
     activations = {name: activations[name][: len(image)] for name in layers}
     found = [peaks(activations[name], patches, layers[name]) for name in layers]
     scores, positions = (jnp.concatenate(part, -1) for part in zip(*found, strict=True))
     return update(state, scores, positions, label, index)
+
+
+def _seen(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the network is shown of a batch.
+
+    A single image may be convolved by another algorithm, so it gets company.
+    """
+    return max(2, shape[0]), *shape[1:]
 
 
 def update(
@@ -297,24 +305,54 @@ class Scan:
         mesh: jax.sharding.Mesh,
     ):
         self.mesh = mesh
+        self._forward, self._layers, self._patches = forward, layers, patches
+        self._programs: dict[tuple[int, ...], tuple[Callable, Callable]] = {}
+        self._prepared: tuple[Params, tuple[int, ...], Any] | None = None
+
+    def step(self, state: State, params: Params, batch: Mapping[str, Array]) -> State:
+        """Takes a batch that is divided over all devices into account.
+
+        The state is donated. What the network computes from its parameters alone is
+        kept until others are given, or a batch of another shape.
+        """
+        shape = batch["image"].shape
+        if shape not in self._programs:
+            self._programs[shape] = self._compiled(params, shape)
+        prepare, taken = self._programs[shape]
+        kept = self._prepared
+        if not kept or kept[0] is not params or kept[1] != shape:
+            self._prepared = kept = params, shape, prepare(params)
+        return taken(state, kept[2], batch)
+
+    def _compiled(
+        self, params: Params, shape: tuple[int, ...]
+    ) -> tuple[Callable, Callable]:
+        """Returns what prepares the network for batches of a shape, and their step."""
+        local = shape[0] // self.mesh.size, *shape[1:]
+        images = jax.ShapeDtypeStruct(_seen(local), jnp.float32)
+        prepare, network = hoisted(self._forward, params, images)
         per_device, everywhere = PartitionSpec("data"), PartitionSpec()
 
         def one_device(
-            state: State, params: Params, batch: Mapping[str, Array]
+            state: State, prepared: Any, batch: Mapping[str, Array]
         ) -> State:
             state = jax.tree.map(lambda x: x[0], state)
-            state = step(forward, layers, patches, state, params, batch)
+            state = step(network, self._layers, self._patches, state, prepared, batch)
             return jax.tree.map(lambda x: x[None], state)
 
         mapped = jax.shard_map(
             one_device,
-            mesh=mesh,
+            mesh=self.mesh,
             in_specs=(per_device, everywhere, per_device),
             out_specs=per_device,
             check_vma=False,
         )
-        self.step = jax.jit(
-            mapped, donate_argnums=0, compiler_options=devices.compile_options()
+        replicated = NamedSharding(self.mesh, everywhere)
+        return (
+            jax.jit(prepare, out_shardings=replicated),
+            jax.jit(
+                mapped, donate_argnums=0, compiler_options=devices.compile_options()
+            ),
         )
 
     def start(self, units: int, **sizes: int) -> State:
