@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.interpreters import partial_eval
 
 from nstvis.models import Forward, Params
 
@@ -36,7 +37,9 @@ def hoisted(
         return list(activations.values())
 
     program = jax.make_jaxpr(trace)(params, images)
-    jaxpr = program.jaxpr
+    # Without what no result depends on, such as layers beyond the last that is returned.
+    used = [True] * len(program.out_avals)
+    jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, used, instantiate=True)
     *of_params, of_images = jaxpr.invars
     known, early, late = {*jaxpr.constvars, *of_params}, [], []
     for equation in jaxpr.eqns:
@@ -49,7 +52,6 @@ def hoisted(
     cut = list(
         dict.fromkeys(x for x in used if not isinstance(x, Literal) and x in known)
     )
-
     before = _part(jaxpr, early, [*jaxpr.constvars, *of_params], cut)
     after = _part(jaxpr, late, [*cut, of_images], jaxpr.outvars)
 

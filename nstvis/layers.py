@@ -278,7 +278,7 @@ def winograd_tile(x: Array, kernel: Array, stride: int, padding: int) -> int:
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     if precision == "highest":
         return 0
-    if size not in (3, 5) or (stride, padding) != (1, size // 2):
+    if not x.size or size not in (3, 5) or (stride, padding) != (1, size // 2):
         return 0
     # Few channels do not make up for the transforms, which maps that exceed the cache slow
     # down most.

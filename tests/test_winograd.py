@@ -129,6 +129,7 @@ def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
         ((128, 15, 15, 64), (5, 5, 64, 192), 1, 2),
         ((128, 15, 15, 64), (5, 5, 64, 192), 2, 0),
         ((128, 15, 15, 64), (7, 7, 64, 192), 1, 0),
+        ((128, 0, 7, 192), (3, 3, 192, 384), 1, 0),  # after pooling nothing is left
     ],
 )
 def test_the_algorithm_is_chosen_by_shape(shape, kernel, stride, tile):

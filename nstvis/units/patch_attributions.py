@@ -6,7 +6,7 @@ of the image that holds the field rather than to the whole image.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,13 @@ import numpy as np
 from jax import Array
 
 from nstvis import attribution, devices, images
+from nstvis.hoisting import hoisted
 from nstvis.models import Forward, Params
 from nstvis.units.patches import Images, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer, RankedPatches
 
-# From (params, images, units, positions) to attributions and activations.
+# From (images, units, positions) to attributions and activations.
 _Attribute = Callable[..., tuple[Array, Array]]
 
 
@@ -64,14 +65,20 @@ def project(
     field = max(max(fields.size(unit)) for unit in range(len(layer.mean)))
     small = window(network, params, field, fields.stride, pictures.size)
     count = min(len(units), batch * (pictures.size // small) ** 2)
-    attribute, side = _compiled(network, name), drawn_side(layer, fields)
+    side = drawn_side(layer, fields)
+
+    @functools.cache
+    def attribute(side: int) -> _Attribute:
+        prepare, attribute = _compiled(network, params, name, (count, side, side, 3))
+        return functools.partial(attribute, jax.jit(prepare)(params))
+
     for start in range(0, len(units), count):
         some = slice(start, start + count)
         # The last batch repeats its last patch: one program takes one shape.
         padded = np.minimum(np.arange(start, start + count), len(units) - 1)
         unit, patches = units[padded], _flat(layer.top, units[padded], ranks[padded])
         through = functools.partial(
-            _through_windows, attribute, params, unit, patches, pictures, fields.stride
+            _through_windows, attribute, unit, patches, pictures, fields.stride
         )
         windows = through(small)
         if not _agree(windows.scores, patches.score):
@@ -109,8 +116,7 @@ def _supports(
 
 
 def _through_windows(
-    attribute: _Attribute,
-    params: Params,
+    attribute: Callable[[int], _Attribute],
     units: np.ndarray,
     patches: RankedPatches,
     pictures: Images,
@@ -130,21 +136,28 @@ def _through_windows(
         for image, (top, left) in zip(patches.image, corners, strict=True)
     ]
     positions = patches.position - corners // stride
-    attributed = attribute(params, np.stack(pixels), units, positions)
+    attributed = attribute(side)(np.stack(pixels), units, positions)
     return _Windows(corners, *map(np.asarray, attributed))
 
 
-@functools.lru_cache(1)
-def _compiled(network: Forward, layer: str) -> _Attribute:
-    """Returns `attribution.attribute` of a layer, compiled."""
+def _compiled(
+    network: Forward, params: Params, layer: str, shape: tuple[int, ...]
+) -> tuple[Callable[[Params], Any], Callable[..., tuple[Array, Array]]]:
+    """Returns what is prepared for images of a shape, and what then attributes to them."""
+
+    def of_layer(params: Params, images: Array) -> dict[str, Array]:
+        return {layer: network(params, images)[layer]}
+
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    prepare, seen = hoisted(of_layer, params, images)
 
     def attribute(
-        params: Params, images: Array, units: Array, positions: Array
+        prepared: Any, images: Array, units: Array, positions: Array
     ) -> tuple[Array, Array]:
         images = images.astype(jnp.float32)
-        return attribution.attribute(network, params, layer, images, units, positions)
+        return attribution.attribute(seen, prepared, layer, images, units, positions)
 
-    return jax.jit(attribute, compiler_options=devices.compile_options())
+    return prepare, jax.jit(attribute, compiler_options=devices.compile_options())
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:
