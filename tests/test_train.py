@@ -8,6 +8,7 @@ import signal
 import launcher
 import numpy as np
 import pytest
+import safetensors.numpy
 import small
 from PIL import Image
 from safetensors import safe_open
@@ -306,6 +307,19 @@ def test_where_no_batch_norm_can_be_added_it_says_so(settings, tmp_path, caplog)
     caplog.clear()
     train(settings(), tmp_path / "chain")
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_it_begins_with_weights(settings, uninterrupted, tmp_path):
+    """Steps too small to move away from them: dense layers are what they were."""
+    weights = uninterrupted[0] / "tiny.safetensors"
+    train(settings(weights=str(weights), learning_rate=1e-12), tmp_path)
+    before, after = (
+        safetensors.numpy.load_file(folder / "tiny.safetensors")
+        for folder in (uninterrupted[0], tmp_path)
+    )
+    assert np.abs(before["fc3.kernel"]).max() > 0.01
+    np.testing.assert_array_equal(after["fc3.kernel"], before["fc3.kernel"])
 
 
 @pytest.mark.slow

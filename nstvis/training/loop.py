@@ -18,7 +18,14 @@ from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Progress
 from nstvis.training import evaluation, schedule
 from nstvis.training.settings import Settings
-from nstvis.training.step import Batch, State, Trainer, has_batch_norm, trainable
+from nstvis.training.step import (
+    Batch,
+    State,
+    Trainer,
+    has_batch_norm,
+    trainable,
+    zero_logits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +87,12 @@ class TrainingRun:
         )
         network = models.network(
             settings.model,
-            "random",
+            settings.weights,
             classes=len(self.source.classes),
             seed=settings.seed,
         )
+        if settings.weights == "random":
+            zero_logits(network)
         self.forward, _ = models.functional(network)
         accelerated = jax.default_backend() != "cpu"  # where bfloat16 is slower
         network = trainable(

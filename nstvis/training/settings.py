@@ -13,6 +13,8 @@ class Settings(Dataset, Batches, Workers, Seed, Resumable):
 
     # Network: a name, or the path of a file like those in nstvis/models/.
     model: str = "alexnet_small"
+    # Weights to begin with: random, bundled, or the path of a file with as many classes.
+    weights: str = "random"
     # Split on which the accuracy is measured after each epoch; none if empty.
     validation: str = "validation"
     # Sides of the training images, an equal part of the epochs each; size if empty.

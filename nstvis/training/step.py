@@ -67,8 +67,7 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
     """Adds batch norm after a chain's convolutions, dropout before its dense layers.
 
     The first dense layer gets none: only the outputs of hidden dense layers are dropped
-    (Krizhevsky et al. 2012, section 4.2). The logits start at zero: all classes are
-    equally likely. Nothing is added to a convolution without bias, into which batch norm
+    (Krizhevsky et al. 2012, section 4.2). Nothing is added to a convolution without bias, into which batch norm
     could not be folded, nor to a network that is no `Chain`.
 
     Args:
@@ -86,11 +85,17 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
             setattr(network, name, Normalized(layer, dtype, rngs))
         elif isinstance(layer, nnx.Linear):
             layer.dtype, dense = dtype, dense + 1
-            if name == network.logits:
-                layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
             if dense > 1:
                 setattr(network, name, Dropped(dropout, layer, rngs))
     return network
+
+
+def zero_logits(network: nnx.Module) -> None:
+    """Sets the kernel of a chain's logits to 0, so that all classes are equally likely."""
+    if isinstance(network, Chain):
+        layer = getattr(network, network.logits)
+        if isinstance(layer, nnx.Linear):
+            layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
 
 
 def folded(network: nnx.Module) -> dict[str, Any]:
