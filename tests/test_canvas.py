@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nstvis import models
 from nstvis.synthesis import canvas, transforms
 
 KEY = jax.random.key(0)
@@ -97,71 +96,13 @@ def test_a_canvas_starts_nearly_grey_and_every_pixel_can_move(kind):
 # A margin beyond the edges.
 
 
-@pytest.fixture(scope="module")
-def network():
-    """Zero padding, and maps of half the size."""
-    return models.load("vgg_small", "random", pooling="average", last="conv2_1")
-
-
-def test_without_a_margin_a_network_stays_itself(network):
-    assert canvas.with_margin(network[0], 0) is network[0]
-
-
-@pytest.mark.parametrize("height, width", [(22, 30), (21, 27)])
-def test_a_margin_is_cropped_from_a_picture_reflected_by_hand(network, height, width):
-    forward, params = network
-    margin, image = 8, 50 * noise(1, height, width, 3) + 128
-    framed = np.pad(image, ((0, 0), (8, 8), (8, 8), (0, 0)), "reflect")
-    found = jax.jit(canvas.with_margin(forward, margin))(params, image)
-    whole = jax.jit(forward)(params, framed)
-    assert found.keys() == whole.keys()
-    for name, stride in {"conv1_2": 1, "pool1": 2, "conv2_1": 2}.items():
-        rows, columns = height // stride, width // stride
-        assert found[name].shape[1:3] == (rows, columns)
-        cut = margin // stride
-        expected = whole[name][:, cut:, cut:][:, :rows, :columns]
-        np.testing.assert_array_equal(found[name], expected)
-
-
-def test_a_margin_leaves_numbers_without_positions(network):
-    def mean(params, images):
-        return {"mean": images.mean((1, 2))}
-
-    image = noise(1, 9, 9, 3)
-    found = canvas.with_margin(mean, 4)({}, jnp.asarray(image))["mean"]
-    framed = np.pad(image, ((0, 0), (4, 4), (4, 4), (0, 0)), "reflect")
-    np.testing.assert_allclose(found, framed.mean((1, 2)), rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_gradient_through_a_margin_is_the_framed_picture_s(network):
-    """Each pixel has its own, and where it is reflected also its reflections'."""
-    forward, params = network
-    margin, height, width = 8, 28, 32
-    image = 50 * noise(1, height, width, 3) + 128
-    framed = np.pad(image, ((0, 0), (8, 8), (8, 8), (0, 0)), "reflect")
-    seen = canvas.with_margin(forward, margin)
-
-    def loss(image):
-        return jnp.sum(seen(params, image)["conv2_1"] ** 2)
-
-    def loss_of_framed(framed):
-        maps = forward(params, framed)["conv2_1"][:, 4:-4, 4:-4]
-        return jnp.sum(maps**2)
-
-    found = np.asarray(jax.jit(jax.grad(loss))(image))
-    whole = np.asarray(jax.jit(jax.grad(loss_of_framed))(framed))
-    scale = np.abs(whole).max()
-    inner = (slice(None), slice(9, -9), slice(9, -9))
-    expected = whole[:, 8:-8, 8:-8][inner]
-    np.testing.assert_allclose(found[inner], expected, atol=1e-5 * scale)
-    folded = np.zeros_like(image)
-    rows, columns = (
-        np.pad(np.arange(side), margin, "reflect") for side in (height, width)
-    )
-    for row, column in np.ndindex(len(rows), len(columns)):
-        folded[0, rows[row], columns[column]] += whole[0, row, column]
-    np.testing.assert_allclose(found, folded, atol=1e-5 * scale)
+@pytest.mark.parametrize("margin", [0, 5, 14])
+def test_a_margin_is_a_reflection_and_is_cropped(margin):
+    picture = noise(1, 9, 7, 3)
+    framed = canvas.framed(jnp.asarray(picture), margin)
+    around = (0, 0), (margin, margin), (margin, margin), (0, 0)
+    np.testing.assert_array_equal(framed, np.pad(picture, around, "reflect"))
+    np.testing.assert_array_equal(canvas.cropped(framed, margin), picture)
 
 
 # Colours.

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from nstvis.synthesis import minimize, optimizers
+from nstvis.synthesis.canvas import cropped, framed
 
 KEY = jax.random.key(0)
 TARGET = 100.0
@@ -229,7 +230,7 @@ def test_the_best_canvas_is_the_one_with_the_lowest_loss():
 def test_enlarge_carries_adams_moments():
     optimizer = optax.adam(4.0)
     state, _ = run(quadratic, optimizer, picture(), 3)
-    larger = minimize.enlarge(state, optimizer, 8, 11)
+    larger = minimize.enlarge(state, optimizer, (8, 11))
     old, new = state.optimizer[0], larger.optimizer[0]
     assert new.count == old.count == 3
     for before, after in [(old.mu, new.mu), (old.nu, new.nu)]:
@@ -241,12 +242,22 @@ def test_enlarge_carries_adams_moments():
     assert larger.best_loss == jnp.inf
 
 
+def test_enlarge_keeps_the_width_of_a_margin():
+    optimizer = optax.adam(4.0)
+    inner = picture()
+    state = minimize.start(framed(inner, 3), optimizer)
+    larger = minimize.enlarge(state, optimizer, (8 + 6, 11 + 6), 3)
+    scaled = jnp.clip(jax.image.resize(inner, (1, 8, 11, 3), "cubic"), 0, 255)
+    np.testing.assert_allclose(cropped(larger.canvas, 3), scaled, rtol=1e-6)
+    np.testing.assert_allclose(larger.canvas, framed(scaled, 3), rtol=1e-6)
+
+
 @pytest.mark.slow
 @EVERY_OPTIMIZER
 def test_an_enlarged_state_can_be_optimised(optimizer):
     step = minimize.make_step(quadratic, optimizer)
     state, _ = resume(step, minimize.start(picture(), optimizer), range(2))
-    state = minimize.enlarge(state, optimizer, 6, 7)
+    state = minimize.enlarge(state, optimizer, (6, 7))
     state, reports = resume(step, state, range(2, 30))
     assert [report["step"] for report in reports] == list(range(3, 31))
     assert reports[-1]["J"] < reports[0]["J"]
@@ -257,7 +268,7 @@ def test_an_enlarged_state_can_be_optimised(optimizer):
 def test_enlarge_starts_lbfgs_anew():
     optimizer = optax.lbfgs(memory_size=3)
     state, _ = run(quadratic, optimizer, picture(), 3, data=jnp.float32(0.01))
-    larger = minimize.enlarge(state, optimizer, 8, 11)
+    larger = minimize.enlarge(state, optimizer, (8, 11))
     assert_same(larger.optimizer, optimizer.init(larger.canvas))
 
 

@@ -483,6 +483,19 @@ def test_a_wrong_setting_is_refused_with_advice(changes, message):
         paint(**changes)
 
 
+@pytest.mark.slow
+def test_a_margin_is_painted_and_cropped(tmp_path):
+    """Steps too small to see: at both sizes, the picture stays where it began."""
+    start = tmp_path / "start.png"
+    CONTENT.save(start)
+    how = {"size": 80, "scales": 2, "steps": 1, "jitter": 0}
+    painted = paint(start=str(start), margin=16, learning_rate=1e-9, **how)
+    assert painted.size == (80, 64)
+    difference = images.to_array(painted) - images.to_array(CONTENT.resize((80, 64)))
+    assert np.abs(difference).mean() < 2
+    assert np.abs(difference).max() < 20
+
+
 def test_presets_are_within_the_bounds():
     for preset in style_settings.PRESETS.values():
         config.check(style.Settings(**preset))

@@ -16,7 +16,6 @@ from jax import Array
 from PIL import Image
 
 from nstvis import images
-from nstvis.models import Forward, Params
 
 # A square root of the covariance of the colours of ImageNet's pixels, RGB 0..1; the
 # columns: light, blue to orange, green to magenta.
@@ -38,32 +37,16 @@ def from_image(image: Image.Image) -> Array:
     return jnp.asarray(images.to_array(image))[None]
 
 
-def with_margin(forward: Forward, margin: int) -> Forward:
-    """Returns a network that sees what lies beyond a picture's edges as its reflection.
+def framed(picture: Array, margin: int) -> Array:
+    """Adds so many pixels on all sides, in which the picture, `[1, ...]`, is reflected."""
+    around = (0, 0), (margin, margin), (margin, margin), (0, 0)
+    return jnp.pad(picture, around, "reflect")
 
-    The picture is shown inside of a margin of so many pixels, which its maps, but not
-    those without positions, are then cropped by. Without, a network's zero padding draws
-    frames. 0 returns the network itself.
-    """
-    if not margin:
-        return forward
 
-    def seen(params: Params, pictures: Array) -> dict[str, Array]:
-        around = (0, 0), (margin, margin), (margin, margin), (0, 0)
-        framed = jnp.pad(pictures, around, "reflect")
-
-        def cropped(maps: Array) -> Array:
-            if maps.ndim < 4:
-                return maps
-            for axis in (1, 2):
-                length = maps.shape[axis]
-                cut = round(length * margin / framed.shape[axis])
-                maps = jax.lax.slice_in_dim(maps, cut, length - cut, axis=axis)
-            return maps
-
-        return {k: cropped(x) for k, x in forward(params, framed).items()}
-
-    return seen
+def cropped(picture: Array, margin: int) -> Array:
+    """Takes so many pixels away on all sides."""
+    height, width = picture.shape[1:3]
+    return picture[:, margin : height - margin, margin : width - margin]
 
 
 def recolored(

@@ -16,6 +16,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from nstvis.synthesis.canvas import cropped, framed
+
 RUN_AHEAD = 2  # steps in flight: enough to hide the dispatch, few enough to stop soon
 SMALLEST_DAMPING = 2.0**-20
 
@@ -63,20 +65,28 @@ def start(canvas: Array, optimizer: optax.GradientTransformation) -> State:
 
 
 def enlarge(
-    state: State, optimizer: optax.GradientTransformation, height: int, width: int
+    state: State,
+    optimizer: optax.GradientTransformation,
+    size: tuple[int, int],
+    margin: int = 0,
 ) -> State:
-    """Carries a state to a canvas of another size, optimiser moments included.
+    """Carries a state to a canvas of another height and width, moments included.
+
+    A margin keeps its width: what is in it is drawn anew, as a reflection.
 
     Losses at two sizes are not comparable, so the best picture is reset; so is an
     optimiser that holds more than moments (L-BFGS keeps whole gradients).
     """
-    shape = (1, height, width, 3)
+    height, width = (length - 2 * margin for length in size)
+
+    def resized(x: Array, method: str) -> Array:
+        inner = jax.image.resize(cropped(x, margin), (1, height, width, 3), method)
+        return framed(inner, margin)
 
     def resize(x: Array) -> Array:
-        fits = x.shape == state.canvas.shape
-        return jax.image.resize(x, shape, "linear") if fits else x
+        return resized(x, "linear") if x.shape == state.canvas.shape else x
 
-    canvas = jnp.clip(jax.image.resize(state.canvas, shape, "cubic"), 0, 255)
+    canvas = jnp.clip(resized(state.canvas, "cubic"), 0, 255)
     moments, fresh = jax.tree.map(resize, state.optimizer), optimizer.init(canvas)
     fits = jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, fresh)
     return state._replace(

@@ -52,6 +52,9 @@ class Settings(Seed, Network):
         config.names("layers", self.layers)
 
 
+# Pixels that are painted beyond all edges and then cropped, as in a style transfer.
+_MARGIN = 16
+
 # What each of n pictures is compared with, whose factors are `[n]`, 0 where a picture is
 # not optimised for a layer; and the limits `[n]` of their random rolls.
 Data = tuple[Targets, Array]
@@ -89,7 +92,9 @@ class Reconstruction:
         )
         self._optimizer = make_optimizer("adam", settings.learning_rate, 0.5)
         self._keys = jax.random.split(jax.random.key(settings.seed), len(self.names))
-        pictures = map(canvas.from_image, self.originals)
+        pictures = (
+            canvas.framed(canvas.from_image(x), _MARGIN) for x in self.originals
+        )
         make = make_targets(forward, self.layers, settings)
         targets, limits = jax.jit(make)(params, *pictures)
         states, options = jax.eval_shape(self.start), devices.compile_options()
@@ -106,7 +111,7 @@ class Reconstruction:
 
     def start(self) -> minimize.State:
         """Returns the state before the first step: different noise for each picture."""
-        width, height = self.originals[0].size
+        width, height = (n + 2 * _MARGIN for n in self.originals[0].size)
 
         def start(key: Array) -> minimize.State:
             noise = canvas.white_noise(key, (1, height, width, 3))
@@ -125,7 +130,8 @@ class Reconstruction:
 
     def pictures(self, state: minimize.State) -> list[Image.Image]:
         """Renders the best picture of each name so far."""
-        return [images.to_image(picture[0]) for picture in np.asarray(state.best)]
+        best = np.asarray(state.best)
+        return [images.to_image(canvas.cropped(x, _MARGIN)[0]) for x in best]
 
 
 def make_targets(

@@ -103,8 +103,7 @@ class StyleTransfer:
         self._styles = [images.normalized(style) for style in styles]
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
-        forward, self._params = _network(settings)
-        self._forward = canvas.with_margin(forward, settings.margin)
+        self._forward, self._params = _network(settings)
         self._optimizer = make_optimizer(
             settings.optimizer,
             settings.learning_rate,
@@ -140,8 +139,8 @@ class StyleTransfer:
                 state = restore(minimize.start(start, self._optimizer))
                 yield Moment(done, state, None)
             else:
-                height, width = targets.content.shape[1:3]
-                state = minimize.enlarge(state, self._optimizer, height, width)
+                size, margin = targets.content.shape[1:3], self.settings.margin
+                state = minimize.enlarge(state, self._optimizer, size, margin)
             _log_objective(targets, self.settings)
             steps = range(max(i * per_size, done), (i + 1) * per_size)
             step = self._programs[i].step
@@ -151,8 +150,8 @@ class StyleTransfer:
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
-        array = np.array(state.best[0])  # a copy: the buffer will be donated
-        array = array.clip(0, 255)
+        best = canvas.cropped(state.best, self.settings.margin)
+        array = np.array(best[0]).clip(0, 255)  # a copy: the buffer will be donated
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
             array = images.keep_luminance(array, images.to_array(content))
@@ -177,13 +176,14 @@ class StyleTransfer:
         images.write(path, array, note)
 
     def _pictures(self, side: int) -> tuple[Array, list[Array]]:
-        """The content with this long side, and the styles as the settings scale them."""
+        """The content with this long side and its margin, and the styles, scaled."""
         styles = []
         for style in self._styles:
             least = math.ceil(SHORTEST_SIDE * max(style.size) / min(style.size))
             long_side = max(least, round(side * self.settings.style_scale))
             styles.append(canvas.from_image(images.resize(style, long_side)))
-        return canvas.from_image(images.resize(self.content, side)), styles
+        content = canvas.from_image(images.resize(self.content, side))
+        return canvas.framed(content, self.settings.margin), styles
 
     def _compile(self, side: int) -> Programs:
         """Compiles what computes the targets and what makes a step, at one size."""
@@ -233,7 +233,10 @@ class StyleTransfer:
 def first_canvas(
     content: Array, styles: Sequence[Array], settings: Settings, key: Array
 ) -> Array:
-    """Returns where G starts: a kind of `STARTS`, or a picture scaled to its size."""
+    """Returns where G starts: a kind of `STARTS`, or a picture scaled to its size.
+
+    G and the content have the settings' margin.
+    """
     if settings.start == "noise":
         return canvas.white_noise(key, content.shape)
     if settings.start == "mean":
@@ -245,8 +248,9 @@ def first_canvas(
             content = canvas.recolored(content, styles, shares)
         noise = settings.start_noise * canvas.white_noise(key, content.shape)
         return minimize.within_range((1 - settings.start_noise) * content + noise)
-    height, width = content.shape[1:3]
-    return canvas.from_image(images.read(settings.start).resize((width, height)))
+    height, width = (length - 2 * settings.margin for length in content.shape[1:3])
+    picture = images.read(settings.start).resize((width, height))
+    return canvas.framed(canvas.from_image(picture), settings.margin)
 
 
 def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
@@ -283,7 +287,7 @@ def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
 
 def _log_objective(targets: Targets, settings: Settings) -> None:
     """Logs what is minimised, in canonical units whatever those of the settings."""
-    height, width = targets.content.shape[1:3]
+    height, width = canvas.cropped(targets.content, settings.margin).shape[1:3]
     gram = settings.style_loss == "gram"
     symbol = "E" if gram else pathlib.PurePath(settings.style_loss).stem
     terms = [

@@ -80,8 +80,8 @@ class Settings(Seed, Network):
     # right, so that the network's strides leave no grid. Not used by L-BFGS, which needs
     # the same objective at every step.
     jitter: int = bounded(0, least=0, most=1024)
-    # Pixels by which the network sees pictures reflected beyond their edges, where its
-    # zero padding would leave a frame.
+    # Pixels that are painted beyond all edges and then cropped, as a network's zero padding
+    # leaves a frame. The content goes on there as its reflection.
     margin: int = bounded(16, least=0, most=256)
 
     def check(self) -> None:
