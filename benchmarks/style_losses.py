@@ -176,17 +176,13 @@ def main() -> None:
     parser.add_argument("--weights", default="bundled", help="of vgg_small")
     parser.add_argument("--size", type=int, default=256, help="long side, in pixels")
     parser.add_argument("--steps", type=int, default=150, help="at each of three sizes")
-    parser.add_argument("--beta", type=float, default=4.0, help="of gram")
+    parser.add_argument("--beta", type=float, default=Settings().beta, help="of gram")
     parser.add_argument("--pairs", type=int, help="how many, at most")
     parser.add_argument("--out", type=Path, help="folder for the painted pictures")
     args = parser.parse_args()
     settings = Settings(
-        model="vgg_small",
-        weights=args.weights,
-        pooling="average",
         content_layers=CONTENT_LAYER,
-        learning_rate=6.0,
-        jitter=0,
+        weights=args.weights,
         size=args.size,
         steps=args.steps,
     )
