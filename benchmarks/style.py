@@ -68,6 +68,7 @@ def ours(model: str, width: int, height: int) -> Take:
         pooling=pooling,
         content_layers=content_layers,
         style_layers=style_layers,
+        style_loss="gram",
         units="neural_style",
         alpha=ALPHA,
         beta=BETA,

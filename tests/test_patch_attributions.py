@@ -82,9 +82,9 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     assert field <= side < SIZE and (SIZE - side) % fields.stride == 0
     sides, carried = [], patch_attributions._compiled
 
-    def counted(ruled, params, layer, shape):
-        sides.append(shape[1])
-        return carried(ruled, params, layer, shape)
+    def counted(ruled, layer, images, *params):
+        sides.append(images.shape[1])
+        return carried(ruled, layer, images, *params)
 
     monkeypatch.setattr(patch_attributions, "_compiled", counted)
     seen = set()

@@ -26,6 +26,7 @@ QUICK = style.Settings(
     pooling="max",
     content_layers="conv2",
     style_layers="conv1,conv2",
+    style_loss="gram",
     beta=1.5,
     gamma=1e-3,
     size=40,

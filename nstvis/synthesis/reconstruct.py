@@ -228,6 +228,7 @@ def _objective_settings(
     return style_settings.Settings(
         content_layers=names,
         style_layers=names,
+        style_loss="gram",
         alpha=1.0,
         beta=1.0,
         gamma=settings.gamma,

@@ -29,9 +29,9 @@ class Settings(Seed, Network):
     content_layers: str = "conv3_2"
     # Layers that carry the style, as layer or layer:weight, separated by commas.
     style_layers: str = "conv1_1,conv2_1,conv3_1,conv4_1"
-    # Style loss: gram, moments, w2, swd or neighbours (docs/losses.md), or the path of a
+    # Style loss: w2, gram, moments, swd or neighbours (docs/losses.md), or the path of a
     # Python file like those in nstvis/synthesis/style_losses/.
-    style_loss: str = "gram"
+    style_loss: str = "w2"
     # Units of alpha and beta.
     units: str = chosen(*losses.UNITS)
     # Alpha, the weight of the content.

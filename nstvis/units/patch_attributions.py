@@ -69,8 +69,10 @@ def project(
 
     @functools.cache
     def attribute(side: int) -> _Attribute:
-        prepare, attribute = _compiled(network, params, name, (count, side, side, 3))
-        return functools.partial(attribute, jax.jit(prepare)(params))
+        shapes, structure = jax.tree.flatten(jax.eval_shape(lambda x: x, params))
+        images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
+        prepare, attribute = _compiled(network, name, images, structure, *shapes)
+        return functools.partial(attribute, prepare(params))
 
     for start in range(0, len(units), count):
         some = slice(start, start + count)
@@ -140,16 +142,23 @@ def _through_windows(
     return _Windows(corners, *map(np.asarray, attributed))
 
 
+@functools.lru_cache(2)
 def _compiled(
-    network: Forward, params: Params, layer: str, shape: tuple[int, ...]
+    network: Forward,
+    layer: str,
+    images: jax.ShapeDtypeStruct,
+    structure: Any,
+    *params: jax.ShapeDtypeStruct,
 ) -> tuple[Callable[[Params], Any], Callable[..., tuple[Array, Array]]]:
-    """Returns what is prepared for images of a shape, and what then attributes to them."""
+    """Returns what prepares a network for images of a shape, and what attributes to them.
+
+    Kept for weights of the same shapes, such as those of another epoch.
+    """
 
     def of_layer(params: Params, images: Array) -> dict[str, Array]:
         return {layer: network(params, images)[layer]}
 
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    prepare, seen = hoisted(of_layer, params, images)
+    prepare, seen = hoisted(of_layer, jax.tree.unflatten(structure, params), images)
 
     def attribute(
         prepared: Any, images: Array, units: Array, positions: Array
@@ -157,7 +166,8 @@ def _compiled(
         images = images.astype(jnp.float32)
         return attribution.attribute(seen, prepared, layer, images, units, positions)
 
-    return prepare, jax.jit(attribute, compiler_options=devices.compile_options())
+    options = devices.compile_options()
+    return jax.jit(prepare), jax.jit(attribute, compiler_options=options)
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features
+from nstvis.synthesis.style_losses.gram import gram_matrix
 
 FLOOR = 1e-3  # share of a covariance's norm that is added to its eigenvalues
 
@@ -54,8 +55,8 @@ def fitted(activations: Array) -> tuple[Array, Array]:
     """Computes the mean, `[C]`, and the covariance, `[C, C]`, of the positions."""
     rows = features(activations)
     mean = rows.mean(0)
-    rows = rows - mean[None]  # first: its square less the mean's could have no root
-    return mean, _matmul(rows.T, rows) / len(rows)
+    # First: the mean of squares less the mean's square could have no root.
+    return mean, gram_matrix(rows - mean[None])
 
 
 def raised(covariance: Array) -> Array:
