@@ -62,7 +62,7 @@ class Settings(Seed, Network):
     # Number of sizes from coarse to fine, evenly spaced up to `size`.
     scales: int = bounded(3, least=1, most=100)
     # Steps at each size.
-    steps: int = bounded(180, least=1, most=1_000_000)
+    steps: int = bounded(150, least=1, most=1_000_000)
     # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
     optimizer: str = chosen(*LEARNING_RATES)
     # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
