@@ -47,10 +47,10 @@ def weights(torch, tmp_path_factory):
 
 
 def picture(seed):
-    """Smooth shapes rather than noise, 64 x 48."""
+    """Smooth shapes rather than noise, 48 x 32."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
+    return Image.fromarray(small).resize((48, 32), Image.Resampling.BICUBIC)
 
 
 CONTENT, STYLE = picture(1), picture(2)
@@ -58,7 +58,7 @@ CONTENT, STYLE = picture(1), picture(2)
 
 def ours(weights, preset, steps, **options):
     """Returns the canvas at the start, and the metrics of each step."""
-    small = {"weights": str(weights), "size": 64, "steps": steps}
+    small = {"weights": str(weights), "size": 48, "steps": steps}
     settings = Settings(**PRESETS[preset] | small | options)
     moments = StyleTransfer(CONTENT, [STYLE], settings).run()
     start = np.array(next(moments).state.canvas[0], np.float64)
