@@ -5,11 +5,11 @@ r"""Neural style transfer: paints one picture in the style of another.
         --config.style=painting.jpg --config.size=512 --workdir=runs/photo
     python launch.py --experiment=style --config=gatys2015 --config.content=photo.jpg
 
-Gatys, Ecker & Bethge 2015 (arXiv:1508.06576), with styles compared by the Wasserstein
-distance (`--config.style_loss=gram`: by the paper's Gram matrices). Leaves `G.png`, `index.html` (to watch the
-run in a browser), `film.png` (from noise to picture), `loss.png`, `metrics.jsonl` and
-`frames/` in the workdir. `--config=PRESET` starts from one of `gatys2015`, `neural_style`
-and `ng`.
+Gatys, Ecker & Bethge 2015 (arXiv:1508.06576), with styles compared by a Wasserstein
+distance; `--config.style_loss=gram` compares the paper's Gram matrices. Leaves `G.png`,
+`index.html` (to watch the run in a browser), `film.png` (from noise to picture),
+`loss.png`, `metrics.jsonl` and `frames/` in the workdir. `--config=PRESET` starts from one
+of `gatys2015`, `neural_style` and `ng`.
 
 The first command takes 74 s on two cores of an Intel Xeon, 20 of them to compile when it
 is run first, and brings J from 4.7 down to 0.56 in 450 steps, at 384 x 288 pixels.

@@ -106,6 +106,29 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
     assert sides == [side]  # not one had to be carried through the whole image
 
 
+@pytest.mark.slow
+def test_other_weights_have_the_same_program_and_their_own_attributions():
+    forward, params = network()
+    ruled = attribution.ruled(forward, "gradient")
+    pictures = patches.Images([Noise(3, size=SIZE)], SIZE)
+    patch_attributions._compiled.cache_clear()
+    found = []
+    for weights in (params, jax.tree.map(lambda x: x[::-1], params)):
+        layer, fields = layer_of(forward, weights, "conv2", pictures, [(9, 9)])
+        parts = patch_attributions.project(
+            ruled, weights, "conv2", layer, fields, pictures, 1
+        )
+        (((unit,), (rank,), (cell,)),) = parts
+        place = layer.top.position[unit, rank]
+        box, support = layer.top.box[unit, rank], fields.support(unit, *place)
+        patch = unit, layer.top.image[unit, rank], place, box, support
+        wanted = brute_force(ruled, weights, "conv2", patch, pictures)
+        np.testing.assert_allclose(cell, wanted, atol=1)
+        found.append(cell)
+    assert np.any(found[0] != found[1])
+    assert patch_attributions._compiled.cache_info().misses == 1
+
+
 def placed(forward, params, images):
     """Not the same network everywhere: brighter to the right of the image."""
     weight = jnp.linspace(0.5, 1.5, images.shape[2])[None, None, :, None]

@@ -173,3 +173,15 @@ def test_filters_are_hoisted():
     text = str(jax.make_jaxpr(rest)(prepared, images))
     assert "[36,64,192]" in text
     assert "[6,5,64,192]" not in text  # half of their transform
+
+
+def test_what_no_result_needs_is_left_out():
+    forward, params = models.load("alexnet_small", "random")
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    prepare, _ = hoisting.hoisted(
+        lambda params, images: {"conv2": forward(params, images)["conv2"]},
+        *(params, images),
+    )
+    shapes = [x.shape for x in jax.eval_shape(prepare, params)]
+    assert (36, 64, 192) in shapes
+    assert (36, 192, 384) not in shapes  # conv3's filters

@@ -115,8 +115,8 @@ def total_loss(
 
     Args:
         canvas: The picture G, `[1, height, width, 3]`.
-        activations: Its own, or when it is rolled.
-        targets: What they are compared with.
+        activations: The network's for it, or for it rolled.
+        targets: What those are compared with.
         key: For style losses that are random.
         settings: Weights, units and power.
     """

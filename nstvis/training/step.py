@@ -67,8 +67,8 @@ def trainable(network: nnx.Module, dropout: float, dtype: Any) -> nnx.Module:
     """Adds batch norm after a chain's convolutions, dropout before its dense layers.
 
     The first dense layer gets none: only the outputs of hidden dense layers are dropped
-    (Krizhevsky et al. 2012, section 4.2). Nothing is added to a convolution without bias, into which batch norm
-    could not be folded, nor to a network that is no `Chain`.
+    (Krizhevsky et al. 2012, section 4.2). Nothing is added to a convolution without bias,
+    into which batch norm could not be folded, nor to a network that is no `Chain`.
 
     Args:
         network: From `models.network`; it is changed in place.
