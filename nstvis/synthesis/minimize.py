@@ -1,8 +1,8 @@
 """Gradient descent on pixels for any objective: the loop that all of synthesis uses.
 
 The step is compiled once, its buffers are donated, and it is dispatched from Python
-while the ones before it are still running: `lax.scan` would take three times as long on
-XLA:CPU, which runs a loop's body without its thread pool.
+while the ones before it are still running, rather than looped over by `lax.scan`: between
+two steps there is a moment to show the picture, to save it, and to stop.
 """
 
 import collections
