@@ -166,15 +166,19 @@ def test_what_is_spread_is_joined_again(height, count):
 
 def test_too_few_rows_take_fewer_devices():
     fields = {"conv": (blocks.Field(4, 30, 34),) * 2}
-    counts = [
-        len(layout.of_pictures.device_set) if layout.of_pictures else 1
-        for layout in (
-            divided.make_layout((n, 8), 0, fields, 0) for n in (50, 160, 400)
-        )
-    ]
-    assert counts == [1, 2, 4]
+
+    def layouts(height):
+        return divided.make_layouts((height, 8), 0, [(50, 8), (400, 8)], fields, 0)
+
+    for height, count in {50: 1, 160: 2, 400: 4}.items():
+        canvas, small, large = layouts(height)
+        for layout in (canvas, small, large):
+            where = layout.of_pictures
+            assert (len(where.device_set) if where else 1) == count
+        assert type(small) is Layout
+        assert isinstance(large, divided.Divided) == (count > 1)
     with jax.default_device(jax.devices()[1]):
-        assert divided.make_layout((400, 8), 0, fields, 0).of_pictures is None
+        assert all(type(layout) is Layout for layout in layouts(400))
 
 
 # The blocks themselves.

@@ -7,7 +7,7 @@ constants these are).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def framed(picture: Array, margin: int) -> Array:
     return jnp.pad(picture, around, "reflect")
 
 
-def cropped(picture: Array, margin: int) -> Array:
+def cropped(picture: Any, margin: int) -> Any:
     """Takes so many pixels away on all sides."""
     height, width = picture.shape[1:3]
     return picture[:, margin : height - margin, margin : width - margin]

@@ -21,7 +21,7 @@ OfBlock = Callable[[Array, Block | None, Any, Any], Any]
 
 
 class Layout:
-    """The layout of pictures of one size on one device.
+    """The layout of pictures of one size on one device, or on each device alike.
 
     Attributes:
         size: Height and width, in pixels.
@@ -32,13 +32,15 @@ class Layout:
         common: Likewise what belongs to all.
     """
 
-    of_pictures: Sharding | None = None
-    of_blocks: Sharding | None = None
-    common: Sharding | None = None
-
-    def __init__(self, size: tuple[int, int], grid: Grid | None = None):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        grid: Grid | None = None,
+        where: Sharding | None = None,
+    ):
         self.size, self.grid = size, grid
         self.shape = 1, *size, 3
+        self.of_pictures = self.of_blocks = self.common = where
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -111,7 +113,7 @@ class Layout:
 
     def spread(self, picture: Array) -> Array:
         """Puts a whole picture, `[1, height, width, channels]`, where it is computed."""
-        return picture
+        return jax.device_put(picture, self.of_pictures)
 
     def joined(self, tree: Any) -> Any:
         """Makes a state's pictures whole again, on this host's first device."""
@@ -134,13 +136,13 @@ class Layout:
             shape: Height and width of a block's map.
         """
         if not self.grid:
-            return jnp.asarray(guide[None])
+            return jax.device_put(guide[None], self.of_blocks)
         steps = [field.step for field in self.grid.fields[layer]]
         places = [
             np.ix_(
                 *(first + np.arange(n) for first, n in zip(start, shape, strict=True))
             )
-            for start in self.grid.blocks.start // steps
+            for start in self.grid.blocks.start // np.array(steps)
         ]
         # Beyond the picture's last position no block owns anything.
         padded = np.pad(guide, [(0, n) for n in shape])

@@ -49,7 +49,7 @@ class Units(NamedTuple):
         white: The value of white that the network is shown.
     """
 
-    content: Callable[[Array, Array], Array | float]
+    content: Callable[[Array, int], Array | float]
     style: Callable[[int], float] | None
     variation: Callable[[int], float] = lambda size: 1.0
     white: float = 255.0

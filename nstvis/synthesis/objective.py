@@ -63,7 +63,7 @@ class Targets(NamedTuple):
     """
 
     params: Any
-    content: Array | None
+    content: Any
     activations: dict[str, Array]
     guidance: Guidance
     styles: dict[str, StyleLoss]
@@ -120,7 +120,7 @@ def make_targets(
         shares: Shares,
         weights: Weights,
     ) -> Targets:
-        for each in (layout, *style_layouts):
+        for each in (*style_layouts, layout):  # of the last, which are needed below
             shapes = _shapes(forward, params, each, [*content_weights, *style_weights])
         activations, squares = layout.mapped(seen, content.pixels, params)
         painted = [

@@ -113,7 +113,7 @@ class StyleTransfer:
             restore: Returns that run's state, given a fresh one of the same size.
         """
         key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
-        state = before = None
+        before = None
         for size, program in zip(self._sizes, self._programs, strict=True):
             if size.steps[1] < max(done, 1):
                 continue
@@ -123,7 +123,7 @@ class StyleTransfer:
                 state = restore(program.start(start))
                 yield Moment(done, state, None)
             else:
-                state = self._enlarged(state, before, program)
+                state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
             targets = self._targets(program, content, styles)
             steps = range(max(done, size.steps[0]), size.steps[1])
             taken = minimize.minimize(program.step, state, targets, key, steps)
@@ -135,11 +135,13 @@ class StyleTransfer:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
         layouts = (program.layout for program in self._programs)
         layout = next(each for each in layouts if each.shape == state.best.shape)
-        best = canvas.cropped(np.asarray(layout.joined(state.best)), self._margin)
-        array = best[0].clip(0, 255)  # a copy: the buffer will be donated
+        best = np.asarray(layout.joined(state.best))
+        array = canvas.cropped(best, self._margin)[0].clip(
+            0, 255
+        )  # a copy: the buffer will be donated
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
-            array = images.keep_luminance(array, images.to_array(content))
+            return images.keep_luminance(array, images.to_array(content))
         return array
 
     def picture(self, state: minimize.State) -> Image.Image:
@@ -169,16 +171,15 @@ class StyleTransfer:
         sizes, first = [], 0
         colors = self._regions.colors if self._regions else ()
         for side, steps in style_settings.sizes(self.content.size, self.settings):
-            shapes = [
-                images.fitted_size(picture.size, long_side)[::-1]
+            (width, height), *styles = (
+                images.fitted_size(picture.size, long_side)
                 for picture, long_side in self._scaled(side)
-            ]
-            height, width = (n + 2 * self._margin for n in shapes[0])
-            steps = first, first + steps
-            sizes.append(
-                programs.Size((height, width), tuple(shapes[1:]), colors, steps)
             )
-            _, first = steps
+            content = height + 2 * self._margin, width + 2 * self._margin
+            styles = tuple((height, width) for width, height in styles)
+            numbers = first, first + steps
+            sizes.append(programs.Size(content, styles, colors, numbers))
+            _, first = numbers
         return sizes
 
     def _scaled(self, side: int) -> Iterator[tuple[Image.Image, int]]:
