@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from nstvis import images
+from nstvis import devices, images
 from nstvis.layers import CAFFE_MEAN
 from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
 from nstvis.synthesis.objective import Guidance, Picture, Targets
@@ -125,6 +125,7 @@ class StyleTransfer:
             else:
                 state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
             targets = self._targets(program, content, styles)
+            del content, styles  # which may be as large as all the rest
             steps = range(max(done, size.steps[0]), size.steps[1])
             taken = minimize.minimize(program.step, state, targets, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
@@ -146,21 +147,29 @@ class StyleTransfer:
 
     def picture(self, state: minimize.State) -> Image.Image:
         """Renders the best canvas so far, with the content's transparency."""
-        transparent = self.content.mode == "RGBA"
-        alpha = self.content.getchannel("A") if transparent else None
-        return images.to_image(self.array(state), alpha)
+        return images.to_image(self.array(state), self._alpha())
 
     def write(
         self, path: pathlib.Path, state: minimize.State, note: dict[str, Any]
     ) -> None:
-        """Writes the best canvas so far with a note; .tif gets 16 bits per channel."""
-        picture = self.picture(state)
+        """Writes the best canvas so far with a note; .tif gets 16 bits per channel.
+
+        All hosts call it, as the canvas may be divided over them, and the lead writes.
+        """
+        array, alpha = self.array(state), self._alpha()
+        if not devices.is_lead():
+            return
         if path.suffix.lower() not in (".tif", ".tiff"):
-            return images.write(path, picture, note)
-        array = self.array(state)
-        if picture.mode == "RGBA":
-            array = np.dstack([array, np.asarray(picture.getchannel("A"))])
+            return images.write(path, images.to_image(array, alpha), note)
+        if alpha:
+            height, width, _ = array.shape
+            alpha = alpha.resize((width, height), Image.Resampling.LANCZOS)
+            array = np.dstack([array, np.asarray(alpha)])
         images.write(path, array, note)
+
+    def _alpha(self) -> Image.Image | None:
+        """Returns the content's opacity, if any of it is transparent."""
+        return self.content.getchannel("A") if self.content.mode == "RGBA" else None
 
     @property
     def _margin(self) -> int:
