@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from nstvis import models
+from nstvis.synthesis.losses import total_variation
 from nstvis.units.receptive_fields import receptive_fields
 
 FAR = 2**30  # beyond any picture
@@ -151,7 +152,8 @@ def _cut(length: int, count: int, fields: Sequence[Field]) -> tuple:
     stride = math.lcm(*(field.step for field in fields))
     edges = stride * (np.arange(count + 1) * -(-length // stride) // count)
     before = max(field.before for field in fields)
-    after = max(field.end - field.step for field in fields)
+    # At least the next pixel, for the total variation.
+    after = max(1, *(field.end - field.step for field in fields))
     size = int(np.diff(edges).max()) + before + after + stride - 1
     size = min(length, size + (length - size) % stride)
     starts = np.clip((edges[:-1] - before) // stride * stride, 0, length - size)
@@ -238,3 +240,15 @@ def mapped(
     return lax.map(
         lambda block: function(piece(picture, block, size), block, None, common), blocks
     )
+
+
+def variation(
+    size: tuple[int, int], picture: Array, blocks: Block, power: int
+) -> Array:
+    """Computes a picture's total variation block by block, in little memory."""
+    pixel = Field(1, 0, 1), Field(1, 0, 1)
+
+    def sums(pixels: Array, block: Block, _: Any, __: Any) -> Array:
+        return total_variation(pixels, power, block.owned(pixel, size))
+
+    return summed(sums, size, picture, blocks, (), ())

@@ -6,6 +6,7 @@ Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007, 
 constants these are).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ COLORS = _COLOR_ROOT / np.linalg.norm(_COLOR_ROOT, axis=0).max()
 DEVIATION = 0.01  # of the noise at the start
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def white_noise(key: Array, shape: tuple[int, ...]) -> Array:
     """Returns a picture of Gaussian noise around grey, `shape`, clipped to 0..255."""
     return jnp.clip(128 + 40 * jax.random.normal(key, shape), 0, 255)

@@ -89,14 +89,17 @@ class Divided(Layout):
         each: Any,
         common: Any,
         shift: Array | None = None,
-    ) -> Any:
+        power: int = 2,
+    ) -> tuple[Any, Array]:
         shift = jnp.zeros(2, jnp.int32) if shift is None else shift
 
         def local(picture, own, each, here, common, shift):
-            window = jnp.roll(self._window(picture, here), shift[1], 2)
-            own = own.moved(self._above - here.first[0] - shift[0])
-            arguments = sums, self._grid.size, window, own, each, common
-            return lax.psum(blocks.summed(*arguments), AXIS)
+            window, size = self._window(picture, here), self._grid.size
+            own = own.moved(self._above - here.first[0])
+            variation = blocks.variation(size, window[..., :3], own, power)
+            rolled = jnp.roll(window, shift[1], 2), own.moved(-shift[0])
+            total = blocks.summed(sums, size, *rolled, each, common)
+            return lax.psum((total, variation), AXIS)
 
         divided = picture, self._grid.blocks, each, self._here
         return self._on_devices(local, P(), *divided, common=(common, shift))
@@ -109,21 +112,6 @@ class Divided(Layout):
 
         divided = picture, self._grid.blocks, self._here
         return self._on_devices(local, P(AXIS), *divided, common=(common,))
-
-    def variation(self, picture: Array, power: int) -> Array:
-        height, _ = self.size
-
-        def local(picture, here):
-            window = self._window(picture, here)[:, self._above :][:, : self._most + 1]
-            rows = np.arange(self._most)
-            held = (rows < here.held).astype(jnp.float32)
-            followed = held * (here.first + rows < height - 1)
-            down = jnp.abs(jnp.diff(window, axis=1)) ** power
-            right = jnp.abs(jnp.diff(window[:, :-1], axis=2)) ** power
-            followed, held = (x[None, :, None, None] for x in (followed, held))
-            return lax.psum(jnp.sum(followed * down) + jnp.sum(held * right), AXIS)
-
-        return self._on_devices(local, P(), picture, self._here)
 
     def filtered(
         self, picture: Array, factors: Callable[[Array, Array], Array]

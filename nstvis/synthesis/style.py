@@ -95,6 +95,7 @@ class StyleTransfer:
         self._network = programs.network(settings)
         self._sizes = self._list_sizes()
         self._programs = programs.of_sizes(settings, self._sizes)
+        devices.give_memory_back()  # what the compiler took
         self.costs = [
             each.flops
             for size, each in zip(self._sizes, self._programs, strict=True)
@@ -124,8 +125,10 @@ class StyleTransfer:
                 yield Moment(done, state, None)
             else:
                 state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
+            devices.give_memory_back()  # what was only needed on the way
             targets = self._targets(program, content, styles)
             del content, styles  # which may be as large as all the rest
+            devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
             taken = minimize.minimize(program.step, state, targets, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
