@@ -358,6 +358,18 @@ def test_other_units_are_those_of_gram_losses(sliced):
         paint(style_loss=sliced, units="ng")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["w2", "gram"])
+def test_narrow_features_have_nearly_the_same_losses(name):
+    wide, narrow = (
+        losses(precision=precision, style_loss=name, steps=1, jitter=0)[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert narrow["J_style"] != wide["J_style"]
+    for key in ("J_content", "J_style"):
+        assert narrow[key] == pytest.approx(wide[key], rel=0.02)
+
+
 # Masks.
 
 

@@ -113,6 +113,7 @@ def network(settings: Settings) -> tuple[models.Forward, models.Params]:
         settings.pooling,
         last,
         settings.seed,
+        settings.precision,
     )
     scale = losses.UNITS[settings.units].white / 255
     return lambda params, images: forward(params, scale * images), params
@@ -187,7 +188,13 @@ def _compile(settings: Settings, size: Size, block: int) -> Programs:
 
 @functools.lru_cache(2)
 def _load(
-    model: str, weights: str, preprocessing: str, pooling: str, last: str, seed: int
+    model: str,
+    weights: str,
+    preprocessing: str,
+    pooling: str,
+    last: str,
+    seed: int,
+    precision: str,
 ) -> tuple[models.Forward, models.Params]:
     return models.load(
         model,
@@ -196,6 +203,7 @@ def _load(
         pooling=pooling,
         last=last,
         seed=seed,
+        precision=precision,
     )
 
 
