@@ -74,7 +74,7 @@ class Programs(NamedTuple):
         optimizer: The optimiser.
         targets: From parameters, content, styles, shares and weights to `Targets`.
         step: One step of `minimize`.
-        flops: Floating-point operations of a step, by XLA's count.
+        flops: Floating-point operations of a step on each device, by XLA's count.
         memory: Bytes that they need on a device.
     """
 
@@ -253,7 +253,8 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
         optimizer,
         targets_program,
         step_program,
-        (step_program.cost_analysis() or {}).get("flops", 0.0),
+        # XLA counts the blocks' loops once.
+        layout.count_each * (step_program.cost_analysis() or {}).get("flops", 0.0),
         max(map(devices.needed_memory, (targets_program, step_program))),
     )
 
