@@ -648,6 +648,7 @@ def test_a_picture_too_large_for_the_memory_is_painted_in_blocks(monkeypatch, ca
     with jax.default_device(jax.devices()[0]), caplog.at_level(logging.INFO):
         painted = paint(size=400, steps=1, jitter=0)
     assert re.search(r"400 x 320 pixels needs .* in \d+ blocks", caplog.text)
+    assert re.search(r"1 steps in \d+ blocks: about [\d.]+ minutes", caplog.text)
     assert needs[-1] < 0.9 * max(needs)
     difference = np.abs(images.to_array(painted) - images.to_array(whole))
     assert difference.max() <= 1

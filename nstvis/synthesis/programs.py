@@ -75,6 +75,7 @@ class Programs(NamedTuple):
         targets: From parameters, content, styles, shares and weights to `Targets`.
         step: One step of `minimize`.
         flops: Floating-point operations of a step on each device, by XLA's count.
+        target_flops: Likewise of the targets.
         memory: Bytes that they need on a device.
     """
 
@@ -84,6 +85,7 @@ class Programs(NamedTuple):
     targets: jax.stages.Compiled
     step: jax.stages.Compiled
     flops: float
+    target_flops: float
     memory: int
 
     def start(self, canvas: jax.Array) -> minimize.State:
@@ -253,10 +255,15 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
         optimizer,
         targets_program,
         step_program,
-        # XLA counts the blocks' loops once.
-        layout.count_each * (step_program.cost_analysis() or {}).get("flops", 0.0),
+        _flops(layout, step_program),
+        _flops(layout, targets_program),
         max(map(devices.needed_memory, (targets_program, step_program))),
     )
+
+
+def _flops(layout: Layout, program: jax.stages.Compiled) -> float:
+    flops = (program.cost_analysis() or {}).get("flops", 0.0)
+    return layout.count_each * flops  # as XLA counts a loop over blocks once
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
