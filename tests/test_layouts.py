@@ -19,6 +19,7 @@ from nstvis.runs.checkpoints import Checkpoints
 from nstvis.synthesis import blocks, divided, losses, objective, style
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Picture
+from nstvis.synthesis.optimizers import LEARNING_RATES
 from nstvis.synthesis.style import Settings
 from nstvis.synthesis.style_settings import layer_weights
 
@@ -210,6 +211,40 @@ def test_a_transfer_on_devices_is_that_on_one(tmp_path):
         pytest.raises(ValueError, match="another number of devices"),
     ):
         next(alone.run(4, checkpoints.restore))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", LEARNING_RATES)
+def test_a_transfer_in_blocks_is_that_of_the_whole(optimizer, tmp_path):
+    """With two styles and jitter, whatever the optimiser; and resumed bit for bit."""
+    config = Settings(
+        model="alexnet_small",
+        content_layers="conv2",
+        style_layers="conv1,conv2",
+        optimizer=optimizer,
+        size=100,
+        scales=1,
+        steps=4,
+        jitter=5,
+        margin=4,
+    )
+    content, *styles = (Image.fromarray(np.uint8(x)) for x in pictures((70, 100), 3))
+    with jax.default_device(jax.devices()[0]):
+        whole = style.StyleTransfer(content, styles, config)
+        cut = style.StyleTransfer(
+            content, styles, dataclasses.replace(config, block=40)
+        )
+        [program] = cut._programs
+        assert program.layout.count == 6
+        checkpoints, ends = Checkpoints(tmp_path, 0), []
+        for found, expected in zip(cut.run(), whole.run(), strict=True):
+            for name, value in (expected.metrics or {}).items():
+                np.testing.assert_allclose(found.metrics[name], value, rtol=1e-3)
+            ends.append(cut.array(found.state))
+            if found.step == 2:
+                checkpoints.save(2, found.state)
+        *_, last = cut.run(2, checkpoints.restore)
+        np.testing.assert_array_equal(cut.array(last.state), ends[-1])
 
 
 @pytest.mark.slow
