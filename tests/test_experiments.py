@@ -20,7 +20,7 @@ from nstvis.runs import registry
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = ["--config.size=64", "--config.steps=2", "--config.scales=2"]
+SMALL = ["--config.size=64", "--config.steps=2", "--config.scales=1"]
 # What makes each file of experiments/ run for two steps, and what it then leaves.
 TWO_BATCHES = ["--config.dataset=primitives", "--config.batch=64", "--config.size=32"]
 ARGUMENTS = {
@@ -31,14 +31,6 @@ ARGUMENTS = {
         "--config.split=validation[:100]",
         "--config.weights=random",
     ],
-    "correspondence": ["--config.count=3", "--config.draws=1"],
-    "occlusion": [
-        "--config.image=demo",
-        "--config.size=48",
-        "--config.stride=12",
-        "--config.square=11",
-    ],
-    "invariance": ["--config.image=demo", "--config.size=32"],
     "features": ["--config.units=conv1:1", "--config.size=40", "--config.steps=2"],
     "reconstruct": [
         "--config.size=48",
@@ -50,21 +42,14 @@ FILES = {
     "style": ["G.png", "index.html", "film.png", "loss.png", "metrics.jsonl"],
     "evaluate": ["accuracy.json"],
     "explain_unit": ["unit.png", "unit.txt"],
-    "occlusion": ["occlusion.png", "occlusion.csv"],
-    "invariance": ["invariance.png", "invariance.csv"],
     "features": ["conv1.png", "features.csv"],
     "reconstruct": ["reconstruct.png", "reconstruct.csv", "loss.png"],
-    "correspondence": [
-        "correspondence.txt",
-        "correspondence.csv",
-        "correspondence.png",
-    ],
 }
 
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """Runs an experiment for two steps, once; returns its workdir and its output."""
+    """Runs an experiment for two steps, once; returns its workdir."""
 
     @functools.cache
     def launch(name):
@@ -72,8 +57,8 @@ def launch(tmp_path_factory):
         workdir = tmp_path_factory.mktemp(name) / "run"
         arguments = [f"--workdir={workdir}", *ARGUMENTS[name]]
         done = launcher.launch(f"--experiment={name}", *arguments)
-        assert done.returncode == 0, done.stderr
-        return workdir, done.stdout + done.stderr
+        launcher.assert_left(done, workdir, FILES[name])
+        return workdir
 
     return launch
 
@@ -105,7 +90,8 @@ def paint(folder, workdir, content, *styles, **changes):
         "content": str(folder / content),
         "style": ", ".join(str(folder / style) for style in styles),
     }
-    small = {"weights": "random", "size": 64, "steps": 2, "scales": 2}
+    small = {"weights": "random", "size": 64, "steps": 2, "scales": 1}
+    small["style_loss"] = "gram"  # which compiles sooner
     workdir.mkdir()
     style.run(style.Config(**(files | small | changes)), workdir)
     return workdir
@@ -117,30 +103,23 @@ def one_style(folder):
     return paint(folder, folder / "one", "content.png", "rough.png", output="G.jpg")
 
 
-# Those that take longest run through the launcher in files of their own.
-ELSEWHERE = {"evolution", "sanity", "train", "units"}
+# Their own files' tests run them through the launcher, with the networks here.
+ELSEWHERE = {"correspondence", "evolution", "invariance", "occlusion", "sanity"}
+ELSEWHERE |= {"train", "units"}
 
 
 @pytest.mark.parametrize(
     "name", sorted({*registry.names(ROOT / "experiments")} - ELSEWHERE)
 )
 def test_every_experiment_runs_for_two_steps(name, launch):
-    workdir, output = launch(name)
-    assert "Traceback" not in output
-    for file in [*FILES[name], "run.json"]:
-        assert (workdir / file).stat().st_size > 0
-    for file in FILES[name]:
-        if file.endswith(".png"):
-            images.read(workdir / file)
-        assert str(workdir / file) in output
+    workdir = launch(name)
     if "metrics.jsonl" in FILES[name]:
         assert [row["step"] for row in rows(workdir)] == [1, 2]
         assert (workdir / "checkpoints/2").is_dir()
-    assert not list(workdir.glob("**/*.partial"))
 
 
 def test_style_writes_frames_and_the_config_into_the_picture(launch):
-    workdir, _ = launch("style")
+    workdir = launch("style")
     frames = sorted(path.name for path in (workdir / "frames").iterdir())
     assert frames == ["000000.png", "000001.png", "000002.png"]
     with Image.open(assets.FOLDER / "demo_content.jpg") as content:
@@ -159,7 +138,7 @@ def test_style_writes_frames_and_the_config_into_the_picture(launch):
 
 
 def test_the_defaults_need_no_files_but_the_bundled_ones(launch):
-    workdir, _ = launch("style")
+    workdir = launch("style")
     config = json.loads((workdir / "run.json").read_text())["config"]
     defaults = [config[name] for name in ("weights", "content", "style")]
     assert defaults == ["bundled", "demo", "demo"]
@@ -226,8 +205,9 @@ def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
         "--experiment=style",
         f"--workdir={run}",
         "--config.size=64",
+        "--config.style_loss=gram",
         "--config.steps=40",
-        "--config.scales=2",
+        "--config.scales=1",
         f"--config.weights={tmp_path / 'huge.npz'}",
     )
     assert done.returncode == 1

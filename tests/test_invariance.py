@@ -257,7 +257,7 @@ def test_it_runs_offline_and_is_then_finished(tmp_path):
     run, fields = tmp_path / "run", {"image": "demo", "size": 32, "batch": 16}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launcher.launch("--experiment=invariance", f"--workdir={run}", *flags)
-    assert done.returncode == 0, done.stderr
+    launcher.assert_left(done, run, ["invariance.png", "invariance.csv"])
     assert "moved by 1 px, conv1 by " in done.stderr
     assert " and fc7 by " in done.stderr
     found = rows(run)

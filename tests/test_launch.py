@@ -23,6 +23,7 @@ EXPERIMENTS = ROOT / "experiments"
 NAMES = registry.names(EXPERIMENTS)
 SMALL = [
     "--config.weights=random",
+    "--config.style_loss=gram",  # which compiles sooner
     "--config.size=64",
     "--config.steps=2",
     "--config.scales=1",
