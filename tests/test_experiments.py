@@ -9,6 +9,7 @@ import pathlib
 import launcher
 import numpy as np
 import pytest
+import small
 import tifffile
 from PIL import Image
 
@@ -25,7 +26,11 @@ SMALL = ["--config.size=64", "--config.steps=2", "--config.scales=1"]
 TWO_BATCHES = ["--config.dataset=primitives", "--config.batch=64", "--config.size=32"]
 ARGUMENTS = {
     "style": [*SMALL, "--config.frame_every=1", "--config.seed=7"],
-    "explain_unit": [*TWO_BATCHES, "--config.split=train[:100]"],
+    "explain_unit": [
+        *TWO_BATCHES,
+        "--config.split=train[:100]",
+        "--config.unit=conv1:17",
+    ],
     "evaluate": [
         *TWO_BATCHES,
         "--config.split=validation[:100]",
@@ -193,7 +198,8 @@ def test_a_result_needs_a_name_of_its_own(output):
 
 
 def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
-    _, params = models.load("vgg_small", "random")
+    model, _ = small.write(tmp_path)
+    _, params = models.load(model, "random")
     huge = {
         f"{layer}.{kind}": 1e30 * np.asarray(array)
         for layer, kinds in params.items()
@@ -204,8 +210,10 @@ def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
     done = launcher.launch(
         "--experiment=style",
         f"--workdir={run}",
+        f"--config.model={model}",
+        "--config.content_layers=conv2",
+        "--config.style_layers=conv1,conv2",
         "--config.size=64",
-        "--config.style_loss=gram",
         "--config.steps=40",
         "--config.scales=1",
         f"--config.weights={tmp_path / 'huge.npz'}",
