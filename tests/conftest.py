@@ -1,6 +1,7 @@
 """All tests see four CPU devices, strict rank promotion and an empty cache."""
 
 import collections
+import gc
 import os
 import pathlib
 import sys
@@ -17,6 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest
+
+# By default a tenth of the time goes into looking for garbage, of which there is little.
+gc.set_threshold(50_000)
 
 from nstvis.runs.cache import keep_compiled
 

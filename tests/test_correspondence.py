@@ -226,6 +226,7 @@ def test_the_launcher_leaves_a_table_and_a_picture_once(tmp_path):
     assert table in done.stderr
     statistics, faces = rows(run), parts.drawn(4, 64)
     forward, params = models.load("alexnet_small")
+    forward = jax.jit(forward)
     masked = faces.images.copy()
     for image, (top, left, bottom, right) in zip(masked, faces.boxes["nose"]):
         image[top:bottom, left:right] = 127

@@ -80,8 +80,9 @@ def noise(height, width, channels=3, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A portrait, once more with transparency, and two quite different styles."""
+    """A portrait, once more with transparency, two quite different styles; a network."""
     folder = tmp_path_factory.mktemp("pictures")
+    small.write(folder)
     noise(64, 48).save(folder / "content.png")
     noise(64, 48, 4).save(folder / "transparent.png")
     noise(64, 64, seed=1).save(folder / "rough.png")
@@ -95,10 +96,11 @@ def paint(folder, workdir, content, *styles, **changes):
         "content": str(folder / content),
         "style": ", ".join(str(folder / style) for style in styles),
     }
-    small = {"weights": "random", "size": 64, "steps": 2, "scales": 1}
-    small["style_loss"] = "gram"  # which compiles sooner
+    network = {"model": str(folder / "tiny.py"), "weights": "random"}
+    quick = {"size": 64, "steps": 2, "scales": 1}
     workdir.mkdir()
-    style.run(style.Config(**(files | small | changes)), workdir)
+    fields = files | network | small.PAINTED | quick | changes
+    style.run(style.Config(**fields), workdir)
     return workdir
 
 
@@ -200,23 +202,20 @@ def test_a_result_needs_a_name_of_its_own(output):
 def test_a_loss_that_is_never_finite_leaves_a_picture_and_its_metrics(tmp_path):
     model, _ = small.write(tmp_path)
     _, params = models.load(model, "random")
-    huge = {
+    arrays = {
         f"{layer}.{kind}": 1e30 * np.asarray(array)
         for layer, kinds in params.items()
         for kind, array in kinds.items()
     }
-    np.savez(tmp_path / "huge.npz", **huge)
-    run = tmp_path / "run"
+    huge, run = tmp_path / "huge.npz", tmp_path / "run"
+    np.savez(huge, **arrays)
     done = launcher.launch(
         "--experiment=style",
         f"--workdir={run}",
-        f"--config.model={model}",
-        "--config.content_layers=conv2",
-        "--config.style_layers=conv1,conv2",
+        *small.flags(small.PAINTED | {"model": model, "weights": huge}),
         "--config.size=64",
         "--config.steps=40",
         "--config.scales=1",
-        f"--config.weights={tmp_path / 'huge.npz'}",
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the loss is not finite")
