@@ -192,6 +192,7 @@ def test_the_table_has_every_change_of_every_picture(pictures, undrawn):
         "invariance.csv",
     ]
     forward, params = models.load(f"{pictures}/toy.py", "random")
+    forward = jax.jit(forward)
     found, expected = rows(pictures / "run"), []
     for name, label in (("0.png", 1), ("1.png", 0)):
         image = np.asarray(images.read(pictures / name))
