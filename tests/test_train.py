@@ -133,7 +133,9 @@ def test_the_weights_are_evaluated_and_painted_with(uninterrupted, files, tmp_pa
     done = launcher.launch(
         "--experiment=style",
         *small.flags(small.PAINTED | {"model": files[0], "weights": path}),
+        "--config.style_loss=gram",  # which compiles sooner
         "--config.size=64",
+        "--config.scales=1",
         "--config.steps=1",
         f"--workdir={tmp_path / 'style'}",
     )
