@@ -130,7 +130,8 @@ def of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
     found, block = [], max(0, settings.block)
     for size in sizes:
         program = _compile(settings, size, block)
-        free = devices.free_memory()
+        # In kilobytes, the least of all hosts, which so decide alike.
+        free = 1024 * -devices.agreed(-int(devices.free_memory() // 1024), 0)
         if program.memory > free and settings.block < 0 and not block:
             block = _block_that_fits(program, sizes[-1], settings, free)
             program = _compile(settings, size, block) if block else program
