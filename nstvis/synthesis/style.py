@@ -6,11 +6,12 @@ A generated image G starts as noise, and gradient descent changes its pixels to 
 J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 """
 
+import copy
 import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -98,6 +99,7 @@ class StyleTransfer:
     ):
         """Raises what `stylize` does."""
         check(settings, len(styles))
+        self._quiet = False
         self.settings = settings
         self.content = images.normalized(content)
         self._styles = [images.normalized(style) for style in styles]
@@ -115,6 +117,22 @@ class StyleTransfer:
         self._programs = [self._compile(side) for side in self._sides]
         self.costs = [p.flops for p in self._programs for _ in range(settings.steps)]
         self._check_memory()
+
+    def with_content(self, content: Image.Image) -> Self:
+        """Returns a transfer for another content of the same size, with what is compiled.
+
+        It says nothing of its objective, and its styles are this one's, those that were
+        recoloured (`preserve_color=histogram`) included.
+
+        Raises:
+            ValueError: The content is of another size.
+        """
+        other = copy.copy(self)
+        other.content, other._quiet = images.normalized(content), True
+        if other.content.size != self.content.size:
+            sizes = (f"{w} x {h}" for w, h in (other.content.size, self.content.size))
+            raise ValueError(f"a content of {' pixels in a transfer of '.join(sizes)}")
+        return other
 
     def run(
         self,
@@ -141,7 +159,8 @@ class StyleTransfer:
             else:
                 size, margin = targets.content.shape[1:3], self.settings.margin
                 state = minimize.enlarge(state, self._optimizer, size, margin)
-            _log_objective(targets, self.settings)
+            if not self._quiet:
+                _log_objective(targets, self.settings)
             steps = range(max(i * per_size, done), (i + 1) * per_size)
             step = self._programs[i].step
             taken = minimize.minimize(step, state, targets, key, steps)

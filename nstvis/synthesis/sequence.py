@@ -1,0 +1,251 @@
+"""Style transfer of moving pictures: each frame starts from the last one's result.
+
+The first frame is painted as `style` paints a picture, at all its sizes. Each later one
+takes the last steps of that again, `frame_steps` of them at the last size, from the result
+of the frame before and with Adam's moments, both moved along optical flow if there is any
+(the start of Ruder, Dosovitskiy & Brox 2016, arXiv:1604.08610, section 4.1).
+
+A run resumes at any step, bit for bit, from the state of the loop alone: it has the
+result that the next frame starts from.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from PIL import Image
+
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.runs.config import Resumable, bounded
+from nstvis.runs.metrics import Metrics
+from nstvis.runs.page import Page
+from nstvis.runs.progress import Progress
+from nstvis.synthesis import canvas, flow, minimize, style_settings
+from nstvis.synthesis.frames import Frames, pictures_in, write_animation
+from nstvis.synthesis.style import StyleTransfer
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings(Resumable, style_settings.Settings):
+    """How to paint a picture, or a moving one."""
+
+    # Paint a moving picture: the content is a folder of frames, in natural order of their
+    # names, or an animated GIF.
+    sequence: bool = False
+    # Folder of optical flow for a sequence: .flo files, the first from the second frame
+    # back to the first, and so on. Starts are moved along it.
+    flow: str = ""
+    # Steps of each frame of a sequence but the first, which takes those of a picture.
+    frame_steps: int = bounded(30, least=1, most=1_000_000)
+    # Frames per second of a sequence's GIF.
+    frame_rate: float = bounded(12.0, least=0.1, most=50)
+
+    def check(self) -> None:
+        """Raises a ValueError if fields do not fit together."""
+        super().check()
+        if self.sequence and self.frame_steps >= self.steps:
+            raise ValueError(
+                f"frame_steps={self.frame_steps} should be below steps={self.steps}: they"
+                " are the last of them"
+            )
+        if self.flow and not self.sequence:
+            raise ValueError("flow is for frames: give sequence=True as well")
+
+
+class Moment(NamedTuple):
+    """One moment of a sequence.
+
+    Attributes:
+        frame: Number of the frame, from 0.
+        whole: Whether it is finished.
+        step: Steps done, those of all earlier frames included.
+        transfer: Which draws the frame.
+        state: The loop's state, valid until the next moment.
+        metrics: Those of the last step, `step` as above; None before a frame's first.
+    """
+
+    frame: int
+    whole: bool
+    step: int
+    transfer: StyleTransfer
+    state: minimize.State
+    metrics: minimize.Metrics | None
+
+
+class SequenceTransfer:
+    """A transfer of frames, compiled once for all of them.
+
+    Attributes:
+        frames: What is painted.
+        costs: Floating-point operations of all steps, in order.
+    """
+
+    def __init__(
+        self, frames: Frames, styles: Sequence[Image.Image], settings: Settings
+    ):
+        """Raises a ValueError if settings, styles, frames or flow do not fit."""
+        self._flows = _flow_files(settings.flow, frames) if settings.flow else []
+        self.frames, self._settings = frames, settings
+        self._first = StyleTransfer(frames[0], styles, settings)
+        costs = self._first.costs
+        later = costs[-settings.frame_steps :] * (len(frames) - 1)
+        self.costs = costs + later
+
+    def frame(self, step: int) -> int:
+        """Returns the number of the frame, from 0, that this step belongs to."""
+        later = step - len(self._first.costs)
+        return max(0, -(-later // self._settings.frame_steps))
+
+    def run(
+        self,
+        done: int = 0,
+        restore: Callable[[minimize.State], minimize.State] = lambda state: state,
+    ) -> Iterator[Moment]:
+        """Yields the moments of each frame: before its first step, and after each.
+
+        Args:
+            done: Steps that an earlier run has done, after which to resume.
+            restore: Returns that run's state, given a fresh one of the same size.
+        """
+        steps, count = len(self._first.costs), self._settings.frame_steps
+        for frame in range(self.frame(done), len(self.frames)):
+            transfer = self._first
+            if frame:
+                transfer = transfer.with_content(self.frames[frame])
+            skipped = frame * count  # steps of the sequence over those of the transfer
+            for moment in transfer.run(done - skipped, restore):
+                done, metrics = moment.step + skipped, moment.metrics
+                if metrics:
+                    metrics = metrics | {"step": jnp.int32(done)}
+                whole = moment.step == steps
+                yield Moment(frame, whole, done, transfer, moment.state, metrics)
+            restore = functools.partial(self._carried, moment.state, frame + 1)
+
+    def _carried(
+        self, state: minimize.State, frame: int, fresh: minimize.State
+    ) -> minimize.State:
+        """Returns the state that a frame starts from, after the last one's `state`."""
+        drawn, moments = state.best, fresh.optimizer
+        adam = self._settings.optimizer == "adam"  # whose moments belong to pixels
+        if adam and os.environ.get("MOM") != "fresh":
+            moments = state.optimizer
+        if self._flows:
+            content = self._first.with_content(self.frames[frame]).content
+            drawn, moments = self._moved(drawn, moments, frame)
+        done = len(self._first.costs) - self._settings.frame_steps
+        if adam:  # the length of its steps goes by their number
+            moments = optax.tree.set(moments, count=jnp.int32(done))
+        start = fresh._replace(
+            step=jnp.int32(done),
+            canvas=drawn,
+            optimizer=moments,
+            best=drawn,
+            sound=drawn,
+        )
+        # Copies, because a step that donates its state must not find one buffer twice.
+        return jax.tree.map(jnp.copy, start)
+
+    def _moved(self, drawn, moments, frame):
+        margin = self._settings.margin
+        shape = canvas.cropped(drawn, margin).shape
+        motion = flow.resize(flow.read(self._flows[frame - 1]), shape[2], shape[1])
+        known = flow.traceable(motion)[None, ..., None]
+        fill = os.environ.get("FILL", "content")
+        old = canvas.cropped(drawn, margin)
+        if fill == "content":
+            from nstvis import images
+
+            other = canvas.from_image(images.resize(self.frames[frame], max(shape)))
+        elif fill == "still":
+            other = old
+        elif fill == "edge":
+            other = flow.warp(old, motion)
+        elif fill == "mirror":
+            other = flow.warp(old, motion, "reflect")
+
+        def move(x, other):
+            if x.shape != drawn.shape:
+                return x
+            inner = flow.warp(canvas.cropped(x, margin), motion)
+            return canvas.framed(jnp.where(known, inner, other), margin)
+
+        return move(drawn, other), jax.tree.map(
+            lambda x: move(x, jnp.float32(0)), moments
+        )
+
+
+def paint(
+    transfer: SequenceTransfer,
+    settings: Settings,
+    workdir: pathlib.Path,
+    output: str,
+    page: Page,
+) -> Metrics:
+    """Paints all frames, or those that an earlier start has left, into a workdir.
+
+    For `output=G.png` there are `G/000001.png` and so on, and an animation, `G.gif`.
+
+    Returns:
+        The numbers of all steps.
+    """
+    name = pathlib.PurePath(output)
+    folder, animation = workdir / name.stem, workdir / f"{name.stem}.gif"
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(workdir, settings.checkpoint_every)
+    done = checkpoints.latest()
+    with (
+        page,
+        checkpoints,
+        Metrics(workdir, done) as metrics,
+        Progress(transfer.costs, done) as progress,
+    ):
+        for moment in transfer.run(done, checkpoints.restore):
+            step, state = moment.step, moment.state
+            if moment.metrics and (row := metrics.write(moment.metrics)):
+                number = transfer.frame(int(row["step"])) + 1
+                text = f"frame {number} of {len(transfer.frames)} J={row['J']:.3g}"
+                progress.show(int(row["step"]), text)
+            if moment.whole:
+                file = folder / f"{moment.frame + 1:06}{name.suffix}"
+                note = dataclasses.asdict(settings) | {"frame": moment.frame + 1}
+                moment.transfer.write(file, state, note)
+            if page.due():
+                page.show(step, moment.transfer.picture(state), metrics, progress)
+            if progress.interrupted:
+                break
+            if moment.whole or checkpoints.due():
+                metrics.flush()
+                checkpoints.save(step, state)
+        metrics.flush()
+        checkpoints.save(step, state)
+        page.show(step, moment.transfer.picture(state), metrics, progress)
+        if not progress.interrupted:
+            frames = sorted(folder.glob(f"*{name.suffix}"))
+            write_animation(animation, frames, settings.frame_rate)
+    return metrics
+
+
+def _flow_files(folder: str, frames: Frames) -> list[pathlib.Path]:
+    """Returns a flow file for each frame but the first, once all have been checked."""
+    paths = pictures_in(pathlib.Path(folder), [".flo"])
+    if len(paths) != len(frames) - 1:
+        raise ValueError(
+            f"flow={folder} has {len(paths)} .flo files, where {len(frames)} frames take"
+            f" {len(frames) - 1}: one from each frame but the first to the one before it"
+        )
+    for path in paths:
+        size = flow.read_size(path)
+        if size != frames.size:
+            (w, h), (width, height) = size, frames.size
+            raise ValueError(
+                f"{path} is a flow of {w} x {h} pixels, but frames have {width} x {height}"
+            )
+    return paths
