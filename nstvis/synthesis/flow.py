@@ -15,6 +15,7 @@ import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from PIL import Image
@@ -67,10 +68,10 @@ def resize(flow: np.ndarray, width: int, height: int) -> np.ndarray:
 
     It is unknown where less than half of what it is averaged over is known.
     """
-    known = ~np.isnan(flow).any(-1)
+    known = np.isfinite(flow).all(-1)
 
-    def resized(values: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(values.astype(np.float32))
+    def resized(values: npt.ArrayLike) -> np.ndarray:
+        picture = Image.fromarray(np.asarray(values, np.float32))
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
     share = resized(known)
@@ -91,7 +92,8 @@ def traceable(flow: np.ndarray) -> np.ndarray:
     return inside & (y >= -0.5) & (y <= flow.shape[0] - 0.5)
 
 
-def warp(picture: Array, flow: Array, mode="nearest") -> Array:
+@jax.jit
+def warp(picture: jax.typing.ArrayLike, flow: jax.typing.ArrayLike) -> Array:
     """Moves a frame's picture to where the next frame has what is in it.
 
     Args:
@@ -102,12 +104,13 @@ def warp(picture: Array, flow: Array, mode="nearest") -> Array:
         An array like `picture`, interpolated bilinearly. Pixels that came from outside
         are those of the nearest edge, and where flow is unknown nothing moves.
     """
+    picture, flow = jnp.asarray(picture), jnp.asarray(flow)
     rows, columns = jnp.indices(flow.shape[:2])
     flow = jnp.where(jnp.isnan(flow), 0, flow)
     at = [rows + flow[..., 1], columns + flow[..., 0]]
 
     def moved(channel: Array) -> Array:
-        return map_coordinates(channel, at, order=1, mode=mode)
+        return map_coordinates(channel, at, order=1, mode="nearest")
 
     channels = jnp.moveaxis(picture, -1, 0).reshape(-1, *flow.shape[:2])
     result = jax.vmap(moved)(channels)

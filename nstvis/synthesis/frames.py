@@ -75,7 +75,7 @@ def pictures_in(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.P
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     chosen = [name for name in names if name.lower().endswith(tuple(suffixes))]
     if not chosen:
-        raise ValueError(f"no frames in {folder}: none ends in {', '.join(suffixes)}")
+        raise ValueError(f"{folder} has no file that ends in {', '.join(suffixes)}")
     return [folder / name for name in sorted(chosen, key=naturally)]
 
 

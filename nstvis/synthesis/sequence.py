@@ -11,18 +11,17 @@ result that the next frame starts from.
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from PIL import Image
 
+from nstvis import images
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import Resumable, bounded
 from nstvis.runs.metrics import Metrics
@@ -116,70 +115,71 @@ class SequenceTransfer:
             restore: Returns that run's state, given a fresh one of the same size.
         """
         steps, count = len(self._first.costs), self._settings.frame_steps
+        state = None
         for frame in range(self.frame(done), len(self.frames)):
             transfer = self._first
             if frame:
                 transfer = transfer.with_content(self.frames[frame])
+            if state:
+                restore = functools.partial(
+                    self._started, state, frame, transfer.content
+                )
             skipped = frame * count  # steps of the sequence over those of the transfer
             for moment in transfer.run(done - skipped, restore):
-                done, metrics = moment.step + skipped, moment.metrics
+                state, metrics = moment.state, moment.metrics
+                done = moment.step + skipped
                 if metrics:
                     metrics = metrics | {"step": jnp.int32(done)}
-                whole = moment.step == steps
-                yield Moment(frame, whole, done, transfer, moment.state, metrics)
-            restore = functools.partial(self._carried, moment.state, frame + 1)
+                yield Moment(
+                    frame, moment.step == steps, done, transfer, state, metrics
+                )
 
-    def _carried(
-        self, state: minimize.State, frame: int, fresh: minimize.State
+    def _started(
+        self,
+        last: minimize.State,
+        frame: int,
+        content: Image.Image,
+        fresh: minimize.State,
     ) -> minimize.State:
-        """Returns the state that a frame starts from, after the last one's `state`."""
-        drawn, moments = state.best, fresh.optimizer
-        adam = self._settings.optimizer == "adam"  # whose moments belong to pixels
-        if adam and os.environ.get("MOM") != "fresh":
-            moments = state.optimizer
+        """Returns the state that a frame starts from, after the last one's.
+
+        Only Adam's moments are kept; what L-BFGS knows is of another objective.
+        """
+        adam = self._settings.optimizer == "adam"
+        drawn, moments = last.best, last.optimizer if adam else fresh.optimizer
         if self._flows:
-            content = self._first.with_content(self.frames[frame]).content
-            drawn, moments = self._moved(drawn, moments, frame)
-        done = len(self._first.costs) - self._settings.frame_steps
+            drawn, moments = self._moved(drawn, moments, frame, content)
+        done = jnp.int32(len(self._first.costs) - self._settings.frame_steps)
         if adam:  # the length of its steps goes by their number
-            moments = optax.tree.set(moments, count=jnp.int32(done))
+            moments = optax.tree.set(moments, count=done)
         start = fresh._replace(
-            step=jnp.int32(done),
-            canvas=drawn,
-            optimizer=moments,
-            best=drawn,
-            sound=drawn,
+            step=done, canvas=drawn, optimizer=moments, best=drawn, sound=drawn
         )
         # Copies, because a step that donates its state must not find one buffer twice.
         return jax.tree.map(jnp.copy, start)
 
-    def _moved(self, drawn, moments, frame):
+    def _moved(
+        self, drawn: Array, moments: Any, frame: int, content: Image.Image
+    ) -> tuple[Array, Any]:
+        """Moves the last frame's result and its moments along the flow to a frame.
+
+        What comes from outside of the picture, and what has no known flow, starts anew:
+        from the content, with moments of 0. The margin is drawn anew, as a reflection.
+        """
         margin = self._settings.margin
-        shape = canvas.cropped(drawn, margin).shape
-        motion = flow.resize(flow.read(self._flows[frame - 1]), shape[2], shape[1])
+        height, width = canvas.cropped(drawn, margin).shape[1:3]
+        motion = flow.resize(flow.read(self._flows[frame - 1]), width, height)
         known = flow.traceable(motion)[None, ..., None]
-        fill = os.environ.get("FILL", "content")
-        old = canvas.cropped(drawn, margin)
-        if fill == "content":
-            from nstvis import images
 
-            other = canvas.from_image(images.resize(self.frames[frame], max(shape)))
-        elif fill == "still":
-            other = old
-        elif fill == "edge":
-            other = flow.warp(old, motion)
-        elif fill == "mirror":
-            other = flow.warp(old, motion, "reflect")
-
-        def move(x, other):
-            if x.shape != drawn.shape:
-                return x
+        def move(x: Array, otherwise: Array | float) -> Array:
             inner = flow.warp(canvas.cropped(x, margin), motion)
-            return canvas.framed(jnp.where(known, inner, other), margin)
+            return canvas.framed(jnp.where(known, inner, otherwise), margin)
 
-        return move(drawn, other), jax.tree.map(
-            lambda x: move(x, jnp.float32(0)), moments
-        )
+        def move_moments(x: Array) -> Array:
+            return move(x, 0.0) if x.shape == drawn.shape else x
+
+        new = canvas.from_image(images.resize(content, max(width, height)))
+        return move(drawn, new), jax.tree.map(move_moments, moments)
 
 
 def paint(
