@@ -3,7 +3,8 @@
 The first frame is painted as `style` paints a picture, at all its sizes. Each later one
 takes the last steps of that again, `frame_steps` of them at the last size, from the result
 of the frame before and with Adam's moments, both moved along optical flow if there is any
-(the start of Ruder, Dosovitskiy & Brox 2016, arXiv:1604.08610, section 4.1).
+("short-term consistency by initialization" of Ruder, Dosovitskiy & Brox 2016,
+arXiv:1604.08610).
 
 A run resumes at any step, bit for bit, from the state of the loop alone: it has the
 result that the next frame starts from.
@@ -94,9 +95,8 @@ class SequenceTransfer:
         self._flows = _flow_files(settings.flow, frames) if settings.flow else []
         self.frames, self._settings = frames, settings
         self._first = StyleTransfer(frames[0], styles, settings)
-        costs = self._first.costs
-        later = costs[-settings.frame_steps :] * (len(frames) - 1)
-        self.costs = costs + later
+        costs, later = self._first.costs, len(frames) - 1
+        self.costs = costs + later * costs[-settings.frame_steps :]
 
     def frame(self, step: int) -> int:
         """Returns the number of the frame, from 0, that this step belongs to."""
@@ -120,7 +120,7 @@ class SequenceTransfer:
             transfer = self._first
             if frame:
                 transfer = transfer.with_content(self.frames[frame])
-            if state:
+            if state is not None:
                 restore = functools.partial(
                     self._started, state, frame, transfer.content
                 )
