@@ -44,7 +44,7 @@ class Settings(Resumable, style_settings.Settings):
     # back to the first, and so on. Starts are moved along it.
     flow: str = ""
     # Steps of each frame of a sequence but the first, which takes those of a picture.
-    frame_steps: int = bounded(30, least=1, most=1_000_000)
+    frame_steps: int = bounded(60, least=1, most=1_000_000)
     # Frames per second of a sequence's GIF.
     frame_rate: float = bounded(12.0, least=0.1, most=50)
 
