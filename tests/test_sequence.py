@@ -179,7 +179,9 @@ def test_content_that_is_no_sequence_is_refused_in_one_line(tmp_path):
     refused(folder, r"20.png has 36 x 40 pixels, the first frame 40 x 36")
 
 
-# The transfer.
+# The transfer, of pictures that are large enough for two sizes.
+
+WIDTH, HEIGHT = 72, 66
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +197,8 @@ def quick(network, **changes):
         "content_layers": "conv2",
         "style_layers": "conv1,conv2",
         "style_loss": "gram",
-        "size": 40,
-        "scales": 1,
+        "size": WIDTH,
+        "scales": 2,
         "steps": 5,
         "frame_steps": 2,
         "margin": 2,
@@ -210,10 +212,10 @@ def quick(network, **changes):
 def video(tmp_path_factory):
     """Three frames, and two flows between them."""
     folder = tmp_path_factory.mktemp("video")
-    write_frames(folder / "frames", 3)
+    write_frames(folder / "frames", 3, (WIDTH, HEIGHT))
     (folder / "flow").mkdir()
     for i in range(2):
-        motion = np.random.default_rng(i).uniform(-3, 3, (36, 40, 2))
+        motion = np.random.default_rng(i).uniform(-3, 3, (HEIGHT, WIDTH, 2))
         flow.write(folder / "flow" / f"{i}.flo", motion.astype(np.float32))
     return folder
 
@@ -241,17 +243,17 @@ def along_flow(video, network):
 @pytest.mark.slow
 def test_frames_after_the_first_take_the_last_steps(along_flow):
     transfer, moments = along_flow
-    assert len(transfer.costs) == 5 + 2 + 2
+    assert len(transfer.costs) == 2 * 5 + 2 + 2
     steps = [(m.frame, m.step, m.whole) for m in moments if m.metrics]
     assert steps == [
-        *((0, step, step == 5) for step in range(1, 6)),
-        *((1, step, step == 7) for step in (6, 7)),
-        *((2, step, step == 9) for step in (8, 9)),
+        *((0, step, step == 10) for step in range(1, 11)),
+        *((1, step, step == 12) for step in (11, 12)),
+        *((2, step, step == 14) for step in (13, 14)),
     ]
-    assert [int(m.metrics["step"]) for m in moments if m.metrics] == [*range(1, 10)]
-    assert [transfer.frame(step) for step in range(10)] == [0] * 6 + [1, 1, 2, 2]
+    assert [int(m.metrics["step"]) for m in moments if m.metrics] == [*range(1, 15)]
+    assert [transfer.frame(step) for step in range(15)] == [0] * 11 + [1, 1, 2, 2]
     # Jitter and the length of steps go on as at the end of the first frame.
-    assert [int(m.state.step) for m in moments if m.frame == 2] == [3, 4, 5]
+    assert [int(m.state.step) for m in moments if m.frame == 2] == [8, 9, 10]
 
 
 @pytest.mark.slow
@@ -261,9 +263,9 @@ def test_a_frame_starts_from_the_last_result_moved_along_flow(along_flow, video)
     last = next(m.state for m in moments if m.frame == 0 and m.whole)
     start = next(m.state for m in moments if m.frame == 1)
     motion = flow.read(video / "flow" / "0.flo")
-    rows, columns = np.indices((36, 40))
+    rows, columns = np.indices((HEIGHT, WIDTH))
     at = np.stack([rows + motion[..., 1], columns + motion[..., 0]])
-    limits = np.array([35.5, 39.5])[:, None, None]
+    limits = np.array([HEIGHT - 0.5, WIDTH - 0.5])[:, None, None]
     known = ((at >= -0.5) & (at <= limits)).all(0)
     assert 0.7 < known.mean() < 0.99
 
@@ -277,7 +279,7 @@ def test_a_frame_starts_from_the_last_result_moved_along_flow(along_flow, video)
         inner = np.where(known[..., None], np.stack(channels, -1), otherwise)
         return np.pad(inner, ((2, 2), (2, 2), (0, 0)), "reflect")[None]
 
-    content = images.to_array(picture(seed=1))
+    content = images.to_array(picture(WIDTH, HEIGHT, seed=1))
     for array in (start.canvas, start.best, start.sound):
         np.testing.assert_allclose(array, moved(last.best, content), atol=1e-2)
     pairs = zip(jax.tree.leaves(start.optimizer), jax.tree.leaves(last.optimizer))
@@ -288,7 +290,7 @@ def test_a_frame_starts_from_the_last_result_moved_along_flow(along_flow, video)
             np.testing.assert_allclose(found, moved(before, 0), atol=1e-5 * scale)
             counted += 1
         else:
-            assert (before, found) == (5, 3)
+            assert (before, found) == (10, 8)
     assert counted == 2  # the moments
     assert start.best_loss == np.inf
 
@@ -313,7 +315,7 @@ def test_resumed_after_any_step_a_sequence_ends_the_same(along_flow):
     for resumed in (m for m in moments if m.metrics):
         kept = jax.tree.map(jnp.asarray, resumed.state)
         rest = moments_of(transfer, resumed.step, lambda _, kept=kept: kept)
-        assert rest[-1].step == 9
+        assert rest[-1].step == 14
         pairs = zip(jax.tree.leaves(rest[-1].state), jax.tree.leaves(moments[-1].state))
         for one, other in pairs:
             np.testing.assert_array_equal(one, other)
@@ -321,7 +323,7 @@ def test_resumed_after_any_step_a_sequence_ends_the_same(along_flow):
 
 @pytest.mark.slow
 def test_what_lbfgs_knows_of_the_last_frame_is_forgotten(video, network):
-    layer = {"content_layers": "conv1", "style_layers": "conv1"}
+    layer = {"content_layers": "conv1", "style_layers": "conv1", "scales": 1}
     along = {"flow": str(video / "flow")}
     chosen = quick(network, optimizer="lbfgs", **layer, **along)
     moments = moments_of(transfer_of(video, chosen))
@@ -352,16 +354,16 @@ def test_flow_that_does_not_fit_the_frames_is_refused_in_one_line(
     refused("no folder .*flow")
     (tmp_path / "flow").mkdir()
     refused("flow has no file that ends in .flo")
-    motion = np.zeros((36, 40, 2), np.float32)
+    motion = np.zeros((HEIGHT, WIDTH, 2), np.float32)
     for i in range(3):
         flow.write(tmp_path / f"flow/{i}.flo", motion)
     refused("has 3 .flo files, where 3 frames take 2: one from each frame but")
     (tmp_path / "flow/2.flo").unlink()
     flow.write(tmp_path / "flow/1.flo", motion[:-1])
-    refused("1.flo is a flow of 40 x 35 pixels, but frames have 40 x 36")
+    refused("1.flo is a flow of 72 x 65 pixels, but frames have 72 x 66")
     content = (video / "flow/1.flo").read_bytes()
     (tmp_path / "flow/1.flo").write_bytes(content[:-4])
-    refused("1.flo: 11528 bytes, where a flow of 40 x 36 pixels has 11532")
+    refused("1.flo: 38024 bytes, where a flow of 72 x 66 pixels has 38028")
 
 
 # Through the launcher.
@@ -393,15 +395,15 @@ def test_the_launcher_leaves_frames_and_an_animation(uninterrupted, video, netwo
     names = [f"{number:06}.png" for number in (1, 2, 3)]
     assert sorted(path.name for path in (workdir / "G").iterdir()) == names
     arrays = [images.to_array(images.read(workdir / "G" / name)) for name in names]
-    assert all(array.shape == (36, 40, 3) for array in arrays)
+    assert all(array.shape == (HEIGHT, WIDTH, 3) for array in arrays)
     assert all(np.abs(a - b).mean() > 1 for a, b in itertools.pairwise(arrays))
     note = images.read_settings(workdir / "G" / names[1])
     assert (note["frame"], note["frame_steps"]) == (2, 6)
     with Image.open(workdir / "G.gif") as moving:
-        assert (moving.n_frames, moving.size) == (3, (40, 36))
-    assert steps(workdir) == [*range(1, 12 + 2 * 6 + 1)]
+        assert (moving.n_frames, moving.size) == (3, (WIDTH, HEIGHT))
+    assert steps(workdir) == [*range(1, 2 * 12 + 2 * 6 + 1)]
     assert "frame 3 of 3 J=" in output
-    assert output.count(": J = ") == 1  # not for each frame
+    assert output.count(": J = ") == 2  # not for each frame
     again = launcher.launch(*command(video, network, f"--workdir={workdir}"))
     assert "finished already" in again.stderr
 
@@ -423,7 +425,7 @@ def test_killed_and_stopped_a_sequence_ends_bit_identical(
         process = start(*arguments)
         signal_at(process, signum, workdir, step)
         said = finish(process, 130 if signum == signal.SIGINT else -signum)
-        assert max(steps(workdir)) < 24
+        assert max(steps(workdir)) < 36
         assert not (workdir / "G.gif").exists()
     assert f"rerun with --workdir={workdir} to resume" in said
     assert "Traceback" not in said
