@@ -11,6 +11,12 @@ distance; `--config.style_loss=gram` compares the paper's Gram matrices. Leaves 
 `loss.png`, `metrics.jsonl` and `frames/` in the workdir. `--config=PRESET` starts from one
 of `gatys2015`, `neural_style` and `ng`.
 
+    python launch.py --experiment=style --config.sequence=True \
+        --config.content=FRAMES --config.flow=FLOW --workdir=runs/video
+
+paints a folder of frames, or an animated GIF, each from the last one's result
+(`nstvis/synthesis/sequence.py`), to `G/000001.png` and so on, and `G.gif`.
+
 The first command takes 74 s on two cores of an Intel Xeon, 20 of them to compile when it
 is run first, and brings J from 4.7 down to 0.56 in 450 steps, at 384 x 288 pixels.
 """
@@ -22,11 +28,12 @@ from PIL import Image
 
 from nstvis import assets, devices, images, plots
 from nstvis.runs.checkpoints import Checkpoints
-from nstvis.runs.config import Resumable, bounded
+from nstvis.runs.config import bounded
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.page import Page
 from nstvis.runs.progress import Progress
-from nstvis.synthesis import style_settings
+from nstvis.synthesis import sequence, style_settings
+from nstvis.synthesis.frames import Frames
 from nstvis.synthesis.style import Moment, StyleTransfer
 
 LOSSES = ("J", "J_content", "J_style")
@@ -35,10 +42,10 @@ LEFT = ("index.html", "film.png", "loss.png", "metrics.jsonl")  # besides the re
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(Resumable, style_settings.Settings):
+class Config(sequence.Settings):
     """Which pictures, and what to leave behind."""
 
-    # Content picture: a path, or demo.
+    # Content picture: a path, or demo; the frames of a sequence.
     content: str = "demo"
     # Style pictures: paths separated by commas, or demo.
     style: str = "demo"
@@ -65,6 +72,8 @@ PRESETS = {name: Config(**x) for name, x in style_settings.PRESETS.items()}
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Paints the picture, and keeps frames of the way there."""
+    if config.sequence:
+        return _paint_sequence(config, workdir)
     (name, content), *styles = pictures = _pictures(config)
     page = Page(
         workdir,
@@ -131,12 +140,37 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     return [config.output, *LEFT]
 
 
+def _paint_sequence(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Paints frames, each from the last one's result."""
+    frames = Frames(config.content)
+    name, styles = pathlib.Path(config.content).stem, _styles(config)
+    stem = pathlib.PurePath(config.output).stem
+    left = [f"{stem}.gif", stem, "index.html", "loss.png", "metrics.jsonl"]
+    page = Page(
+        workdir,
+        title=f"{name} in the style of {' and '.join(name for name, _ in styles)}",
+        pictures=[(name, frames[0]), *styles],
+        config=config,
+        curves=LOSSES,
+        results=left,
+    )
+    transfer = sequence.SequenceTransfer(frames, [style for _, style in styles], config)
+    metrics = sequence.paint(transfer, config, workdir, config.output, page)
+    if devices.is_lead():
+        plots.metrics(workdir / "loss.png", metrics.read(), LOSSES, "log")
+    return left
+
+
 def _pictures(config: Config) -> list[tuple[str, Image.Image]]:
     """Reads the content, then the styles; each is named after its file."""
+    path = assets.picture(config.content, "content")
+    return [(path.stem, images.read(path)), *_styles(config)]
+
+
+def _styles(config: Config) -> list[tuple[str, Image.Image]]:
     single = pathlib.Path(config.style).is_file()  # perhaps with a comma in its name
     names = [config.style] if single else config.style.split(",")
     paths = [assets.picture(name.strip(), "style") for name in names]
-    paths.insert(0, assets.picture(config.content, "content"))
     return [(path.stem, images.read(path)) for path in paths]
 
 
