@@ -412,7 +412,7 @@ def test_the_launcher_leaves_frames_and_an_animation(uninterrupted, video, netwo
 def test_killed_and_stopped_a_sequence_ends_bit_identical(
     uninterrupted, video, network, tmp_path
 ):
-    """Killed in the first frame and the second, then stopped in the third."""
+    """Killed in the second frame, then stopped in the third."""
     workdir, whole = tmp_path / "run", uninterrupted[0]
     arguments = command(
         video, network, f"--workdir={workdir}", "--config.checkpoint_every=0"
