@@ -253,7 +253,12 @@ def first_canvas(
     return canvas.framed(canvas.from_image(picture), settings.margin)
 
 
-def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
+def find_layers(settings: Settings) -> list[str]:
+    """Returns the layers that the settings name, from the lowest to the highest.
+
+    Raises:
+        ValueError: The network has no such layer.
+    """
     names = models.layers(settings.model)
     layers = {
         **layer_weights(settings.content_layers),
@@ -262,6 +267,11 @@ def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
     for name in layers:
         if name not in names:
             raise ValueError(unknown(f"layer of {settings.model}", name, names))
+    return sorted(layers, key=names.index)
+
+
+def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
+    layers = find_layers(settings)
     if settings.weights == "random":
         logger.warning(
             "the filters are random (seed %d), not trained: expect texture rather than"
@@ -273,7 +283,7 @@ def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
         settings.weights,
         preprocessing=settings.preprocessing,
         pooling=settings.pooling,
-        last=max(layers, key=names.index, default=names[0]),
+        last=layers[-1],
         seed=settings.seed,
     )
     scale = losses.UNITS[settings.units].white / 255
