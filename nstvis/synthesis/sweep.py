@@ -60,6 +60,9 @@ class Painting(Settings):
         return [assets.picture(self.content, "content"), *styles]
 
 
+Sizes = dict[pathlib.Path, tuple[int, int]]  # width and height of picture files
+
+
 class Axis(NamedTuple):
     """What changes along the rows, or along the columns.
 
@@ -258,9 +261,6 @@ def _grid(
     ]
 
 
-Sizes = dict[pathlib.Path, tuple[int, int]]
-
-
 def _check_cells(cells: Sequence[Cell]) -> Sizes:
     """Checks what a transfer would find wrong; returns the width and height of pictures.
 
@@ -299,7 +299,7 @@ def _paint(cells: Sequence[Cell], sizes: Sizes) -> None:
     waiting = collections.deque([*left, *[None] * len(local)])
     stop, reports = threading.Event(), queue.SimpleQueue()
 
-    def work(device: jax.Device) -> None:
+    def work(device: Any) -> None:
         try:
             with jax.default_device(device):
                 while (cell := waiting.popleft()) and not stop.is_set():
@@ -400,7 +400,8 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
         cells = [[x, *line] for x, line in zip([*corner, *originals], cells)]
         names.insert(0, rows.field)
     tiles = [x for line in cells for x in line if isinstance(x, Image.Image)]
-    size = tuple(max((x.size[i] for x in tiles), default=side) for i in (0, 1))
+    width, height = (max((x.size[i] for x in tiles), default=side) for i in (0, 1))
+    size = width, height
     padded = [
         [
             x if isinstance(x, str) else ImageOps.pad(x, size, color="white")
@@ -408,7 +409,7 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
         ]
         for line in cells
     ]
-    names = [_wrapped(name, size[0] // 8) for name in names]
+    names = [_wrapped(name, max(12, width // 8)) for name in names]
     return plots.grid(padded, row_names, names, size)
 
 
@@ -426,4 +427,5 @@ def _tile(path: pathlib.Path, side: int) -> Image.Image:
 
 def _wrapped(name: str, width: int) -> str:
     """Breaks a name into lines of at most so many characters."""
-    return "\n".join(textwrap.wrap(name.replace(",", ", "), width))
+    spaced = name.replace("=", " = ").replace(",", ", ")
+    return "\n".join(textwrap.wrap(spaced, width))
