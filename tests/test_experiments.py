@@ -45,6 +45,14 @@ ARGUMENTS = {
         "--config.steps=2",
         "--config.layers=conv1_1,conv2_1",
     ],
+    "sweep": [
+        "--config.size=48",
+        "--config.steps=2",
+        "--config.scales=1",
+        "--config.rows=style_layers:conv1_1;conv1_1,conv1_2",
+        "--config.columns=alpha:0.1,10",
+        "--config.content_layers=conv1_2",
+    ],
 }
 FILES = {
     "style": ["G.png", "index.html", "film.png", "loss.png", "metrics.jsonl"],
@@ -54,6 +62,7 @@ FILES = {
     "invariance": ["invariance.png", "invariance.csv"],
     "features": ["conv1.png", "features.csv"],
     "reconstruct": ["reconstruct.png", "reconstruct.csv", "loss.png"],
+    "sweep": ["sheet.png", "cells.csv"],
     "correspondence": [
         "correspondence.txt",
         "correspondence.csv",
