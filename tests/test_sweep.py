@@ -246,11 +246,11 @@ def test_folders_paint_every_content_in_every_style(
     assert re.search(r"left out: .*broken\.jpg: not readable", caplog.text)
     assert re.search(r"left out: .*thin\.png: size=40 makes a picture", caplog.text)
     assert f"{contents}: 2 of 4 pictures left out" in caplog.text
-    names = [pathlib_name(row["content"]) for row in table(tmp_path)]
+    names = [file_name(row["content"]) for row in table(tmp_path)]
     assert names == ["lake.png"] * 2 + ["tree, at dusk.png"] * 2
-    names = [pathlib_name(row["style"]) for row in table(tmp_path)]
+    names = [file_name(row["style"]) for row in table(tmp_path)]
     assert names == ["oil.jpg", "pastel.png"] * 2
-    tree = images.read(tmp_path / "cells/2-1__tree__at_dusk__oil.png")
+    tree = images.read(tmp_path / "cells/2-1__tree,_at_dusk__oil.png")
     assert tree.size == (32, 40) and tree.mode == "RGBA"
     # The originals are at the left and at the top, and all pictures of one size.
     ((pictures, rows, columns, size),) = sheets
@@ -261,7 +261,7 @@ def test_folders_paint_every_content_in_every_style(
     np.testing.assert_array_equal(pictures[0][1], images.read(styles / "oil.jpg"))
 
 
-def pathlib_name(path):
+def file_name(path):
     return path.rpartition("/")[2]
 
 

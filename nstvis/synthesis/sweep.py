@@ -48,7 +48,9 @@ class Axis(NamedTuple):
     def label(self, value: Any) -> str:
         """Returns what a value is called: a picture's name, or FIELD=VALUE."""
         if self.field in PICTURES:
-            return " + ".join(pathlib.Path(name).stem for name in value.split(","))
+            content, *styles = Painting(**{self.field: value}).paths()
+            shown = [content] if self.field == "content" else styles
+            return " + ".join(path.stem for path in shown)
         text = f"{value:g}" if isinstance(value, float) else value
         return f"{self.field}={text}" if self.field else ""
 
@@ -249,5 +251,5 @@ def _tile(path: pathlib.Path, side: int) -> Image.Image:
 
 def _wrapped(name: str, width: int) -> str:
     """Breaks a name into lines of at most so many characters."""
-    spaced = name.replace("=", " = ").replace(",", ", ")
+    spaced = re.sub(", ?", ", ", name.replace("=", " = "))
     return "\n".join(textwrap.wrap(spaced, width))
