@@ -32,7 +32,7 @@ class Config(sweep.Painting):
     rows: str = f"style_layers:{ONE_BY_ONE}"
     # What the columns change, likewise.
     columns: str = "alpha:0.03,0.3,3,30"
-    size: int = bounded(192, least=style_settings.SHORTEST_SIDE, most=8192)
+    size: int = bounded(192, least=style_settings.SHORTEST_SIDE, most=16384)
 
     def check(self) -> None:
         """Raises a ValueError if a row or a column is not one of settings."""

@@ -84,10 +84,11 @@ def agreed(wish: int, step: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(wish)).max())
 
 
-def mesh() -> jax.sharding.Mesh:
-    """Returns a mesh of all devices of all hosts, along the axis `data`."""
+def mesh(count: int | None = None) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices of all hosts, or the first, along the axis `data`."""
+    chosen = jax.devices()[:count]
     automatic = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((jax.device_count(),), ("data",), automatic)
+    return jax.make_mesh((len(chosen),), ("data",), automatic, devices=chosen)
 
 
 def divided(

@@ -56,6 +56,24 @@ def read(path: str | os.PathLike) -> Image.Image:
         return normalized(picture)
 
 
+def read_stored(path: str | os.PathLike) -> Image.Image:
+    """Reads the very colours that a picture file stores, where they are mere names.
+
+    EXIF orientation is applied; a colour profile and opacity are not.
+
+    Returns:
+        A picture of mode RGB, of the size that `read` returns.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As for `read`, or the file is grey of more than 8 bits.
+    """
+    with _opened(Path(path)) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError("grey of more than 8 bits; save it with 8")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
 def decode(encoded: bytes, name: str) -> Image.Image:
     """Decodes the bytes of a picture file as `read` reads a file called `name`."""
     with _decoded(io.BytesIO(encoded), name) as picture:

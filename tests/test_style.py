@@ -17,6 +17,7 @@ from PIL import Image
 from nstvis import assets, devices, images, models
 from nstvis.runs import config
 from nstvis.synthesis import canvas, objective, style, style_settings
+from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.optimizers import LEARNING_RATES, make_optimizer
 
 # A whole transfer in a second: the first three layers, one size, a few steps.
@@ -143,20 +144,36 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 def test_annealing_shortens_the_steps_of_each_size():
     """Of a gradient that stays the same, whose every step Adam makes as long."""
-    optimizer = make_optimizer("adam", 6.0, 0.0, period=5)
     gradient = jnp.ones((1, 2, 2, 3))
-    state, found = optimizer.init(gradient), []
-    for _ in range(12):
-        updates, state = optimizer.update(gradient, state)
-        found.append(float(updates[0, 0, 0, 0]))
-    expected = [-3 * (1 + math.cos(math.pi * (k % 5) / 5)) for k in range(12)]
+    state, found, expected = None, [], []
+    for steps in (range(5), range(5, 12)):
+        optimizer = make_optimizer("adam", 6.0, 0.0, Layout((2, 2)), annealed=steps)
+        state = state or optimizer.init(gradient)
+        for k in range(len(steps)):
+            updates, state = optimizer.update(gradient, state)
+            found.append(float(updates[0, 0, 0, 0]))
+            expected.append(-3 * (1 + math.cos(math.pi * k / len(steps))))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def targets_of(network, settings, styles=()):
+def targets_of(network, settings, styles=(), content=None):
     forward, params = network
-    make_targets = jax.jit(objective.make_targets(forward, settings))
-    return make_targets(params, batch(CONTENT), list(styles) or [batch(STYLE)])
+    content = batch(CONTENT) if content is None else content
+    styles = list(styles) or [batch(STYLE)]
+    layouts = [Layout(x.shape[1:3]) for x in (content, *styles)]
+    make = objective.make_targets(forward, settings, layouts[0], layouts[1:])
+    blend = style_settings.style_blend(settings.style_blend, len(styles))
+    return jax.jit(make)(
+        params,
+        objective.Picture(content, {}),
+        [objective.Picture(style, {}) for style in styles],
+        {"": jnp.array(blend)},
+        (settings.alpha, settings.beta, settings.gamma),
+    )
+
+
+def objective_of(forward, settings, height=40, width=50):
+    return objective.make_objective(forward, settings, Layout((height, width)))
 
 
 @pytest.mark.slow
@@ -164,7 +181,7 @@ def test_layers_have_the_weights_given(network):
     contributions = []
     for layers in ("conv1:2", "conv2:0.5", "conv1:2,conv2:0.5"):
         settings = quick(style_layers=layers)
-        total = objective.make_objective(network[0], settings)
+        total = objective_of(network[0], settings)
         canvas, key = batch(picture(50, 40, 3)), jax.random.key(0)
         _, metrics = total(canvas, targets_of(network, settings), key)
         contributions.append(float(metrics["J_style"]))
@@ -196,22 +213,22 @@ def test_jitter_rolls_canvas_and_content_alike(network):
         jax.random.uniform(jax.random.key(i), (1, 40, 51, 3), maxval=255)
         for i in range(3)
     )
-    make_targets = jax.jit(objective.make_targets(forward, still))
 
     def loss_of(settings):
-        total = objective.make_objective(forward, settings)
+        total = objective_of(forward, settings, 40, 51)
         return jax.jit(jax.value_and_grad(lambda *args: total(*args)[0]))
 
     key, fixed = jax.random.key(0), {}
     in_place, rolled = loss_of(still), loss_of(rolling)
     for shift in np.ndindex(3, 3):
-        targets = make_targets(params, jnp.roll(content, shift, (1, 2)), [painting])
+        shifted = jnp.roll(content, shift, (1, 2))
+        targets = targets_of(network, rolling, [painting], shifted)
         moved = jnp.roll(canvas, shift, (1, 2))
         loss, gradient = in_place(moved, targets, key)
         fixed[shift] = loss, jnp.roll(gradient, (-shift[0], -shift[1]), (1, 2))
     values = np.array([loss for loss, _ in fixed.values()])
     assert np.diff(np.sort(values)).min() > 1e-5 * values.mean()  # told apart
-    targets, shifts = make_targets(params, content, [painting]), set()
+    targets, shifts = targets_of(network, rolling, [painting], content), set()
     for seed in range(12):
         loss, gradient = rolled(canvas, targets, jax.random.key(seed))
         shift = list(fixed)[np.abs(values - loss).argmin()]
@@ -225,7 +242,7 @@ def test_jitter_rolls_canvas_and_content_alike(network):
 def test_jitter_leaves_the_variation_alone(network):
     settings = quick(jitter=8)
     targets = targets_of(network, settings)
-    total = jax.jit(objective.make_objective(network[0], settings))
+    total = jax.jit(objective_of(network[0], settings))
     metrics = [total(batch(CONTENT), targets, jax.random.key(i))[1] for i in range(3)]
     assert len({float(x["J_style"]) for x in metrics}) == 3
     assert len({float(x["TV"]) for x in metrics}) == 1
@@ -237,7 +254,7 @@ def test_lbfgs_has_the_same_objective_at_every_step(network, sliced, style_loss)
     path = sliced if style_loss == "sliced" else style_loss
     settings = quick(optimizer="lbfgs", jitter=8, style_loss=path)
     targets = targets_of(network, settings)
-    total = jax.jit(objective.make_objective(network[0], settings))
+    total = jax.jit(objective_of(network[0], settings))
     canvas = batch(picture(50, 40, 3))
     values = {float(total(canvas, targets, jax.random.key(i))[0]) for i in range(3)}
     assert len(values) == 1
@@ -287,9 +304,7 @@ def test_a_style_loss_has_its_own_target_key_and_scale(network, sliced):
     canvas = batch(picture(50, 40, 3))
     targets = targets_of(network, settings, styles)
     key = jax.random.key(5)
-    total = jax.jit(
-        objective.make_objective(forward, dataclasses.replace(settings, jitter=0))
-    )
+    total = jax.jit(objective_of(forward, dataclasses.replace(settings, jitter=0)))
     found = [float(total(canvas, targets, k)[1]["J_style"]) for k in (key, key)]
     other = float(total(canvas, targets, jax.random.key(6))[1]["J_style"])
     assert found[0] == found[1] != other

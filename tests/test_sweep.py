@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def config(folder, kind=experiment.Config, **changes):
+def config(folder, kind: Any = experiment.Config, **changes):
     known = {
         "model": str(folder / "two.py"),
         "weights": "random",

@@ -21,7 +21,7 @@ import jax
 
 from nstvis import assets, images
 from nstvis.runs.progress import Progress
-from nstvis.synthesis import style, style_settings
+from nstvis.synthesis import programs, style, style_settings
 from nstvis.synthesis.style_settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 LOSSES = ("J", "J_content", "J_style")
 # Settings that programs take as data, so that cells which differ in them share programs.
 _DATA = {"content", "style", "alpha", "beta", "gamma", "seed"}
+_OF_NETWORK = ("model", "weights", "content_layers", "style_layers")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -78,7 +79,7 @@ class Cell(NamedTuple):
                 rows.append(moment.metrics)
                 report(self.label)
         best = float(moment.state.best_loss)
-        rows = jax.device_get(rows[-self.painting.steps :])  # those of the last size
+        rows = jax.device_get(rows[::-1])  # the best is one of the last size
         row = next((row for row in rows if row["J"] == best), None)
         if row is None:
             raise FloatingPointError("the loss is not finite")
@@ -95,18 +96,16 @@ def check_cells(cells: Sequence[Cell]) -> Sizes:
         OSError: A picture does not exist.
     """
     sizes: Sizes = {}
-    layers = {}
+    networks: dict[tuple, Painting] = {}
     for _, painting, _ in cells:
         content, *styles = painting.paths()
         for path in {content, *styles} - sizes.keys():
             sizes[path] = images.read(path).size
         style_settings.check(painting, len(styles))
-        style_settings.long_sides(sizes[content], painting)
-        layers[painting.model, painting.content_layers, painting.style_layers] = (
-            painting
-        )
-    for painting in layers.values():
-        style.find_layers(painting)
+        style_settings.sizes(sizes[content], painting)
+        networks |= {tuple(getattr(painting, x) for x in _OF_NETWORK): painting}
+    for painting in networks.values():
+        programs.network(painting)
     return sizes
 
 
@@ -143,7 +142,7 @@ def paint(cells: Sequence[Cell], sizes: Sizes) -> None:
     step = sum(map(len, costs[: len(done)]))
     flat = [cost for steps in costs for cost in steps]
     with (
-        _quiet(style.logger),
+        _quiet(style.logger, programs.logger),
         Progress(flat, step, counted=False) as progress,
         concurrent.futures.ThreadPoolExecutor(len(local)) as threads,
     ):
@@ -176,20 +175,22 @@ def _program(painting: Painting, sizes: Sizes) -> list[Any]:
 def _costs(painting: Painting, sizes: Sizes) -> list[float]:
     """Returns the pixels that each step paints."""
     size, margins = sizes[painting.paths()[0]], 2 * painting.margin
-    pixels = [
+    return [
         float((width + margins) * (height + margins))
-        for side in style_settings.long_sides(size, painting)
+        for side, steps in style_settings.sizes(size, painting)
         for width, height in [images.fitted_size(size, side)]
+        for _ in range(steps)
     ]
-    return [x for x in pixels for _ in range(painting.steps)]
 
 
 @contextlib.contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Keeps back the lines that one transfer logs, but for warnings."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def _quiet(*loggers: logging.Logger) -> Iterator[None]:
+    """Keeps back the lines that each transfer logs, but for warnings."""
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

@@ -14,9 +14,18 @@ from jax import Array
 from nstvis.synthesis.style_losses import TINY
 
 
-def content_loss(activations: Array, target: Array) -> Array:
-    """J_content = 1/2 sum (F - P)^2 (Gatys et al. 2015, equation 1)."""
-    return 0.5 * jnp.sum((activations - target) ** 2)
+def content_loss(
+    activations: Array, target: Array, owned: Array | None = None
+) -> Array:
+    """J_content = 1/2 sum (F - P)^2 (Gatys et al. 2015, equation 1).
+
+    Args:
+        activations: F.
+        target: P.
+        owned: 1 for the positions that count, `[height, width]`; all by default.
+    """
+    squares = (activations - target) ** 2
+    return 0.5 * jnp.sum(squares if owned is None else owned[..., None] * squares)
 
 
 def total_variation(images: Array, power: int) -> Array:
@@ -32,16 +41,17 @@ class Units(NamedTuple):
     """Factors on canonical losses.
 
     Attributes:
-        content: From a layer's content target P.
+        content: From the sum of squares of a layer's content target P, and the number
+            of its activations.
         style: From a layer's number of channels, for Gram losses; None for the scale
             that each style loss has itself.
-        variation: From the picture.
+        variation: From the number of values in the picture.
         white: The value of white that the network is shown.
     """
 
-    content: Callable[[Array], Array | float]
+    content: Callable[[Array, Array], Array | float]
     style: Callable[[int], float] | None
-    variation: Callable[[Array], float] = lambda image: 1.0
+    variation: Callable[[int], float] = lambda size: 1.0
     white: float = 255.0
 
 
@@ -49,17 +59,17 @@ UNITS = {
     # Each layer's squared error over its target's sum of squares, and the mean over
     # the pixels of TV: numbers near 1 at any size.
     "balanced": Units(
-        lambda p: 2 / (jnp.sum(p**2) + TINY), None, lambda image: 1 / image.size
+        lambda squares, count: 2 / (squares + TINY), None, lambda size: 1 / size
     ),
-    "gatys2015": Units(lambda p: 1.0, lambda channels: 1.0),
+    "gatys2015": Units(lambda squares, count: 1.0, lambda channels: 1.0),
     # neural-style and neural-style-pt: mean squared errors of F and of F^T F / (C M), of
     # pictures that they scale to 0..256.
     "neural_style": Units(
-        lambda p: 2 / p.size,
+        lambda squares, count: 2 / count,
         lambda channels: 4 / channels**2,
-        lambda image: 256 / 255,
+        lambda size: 256 / 255,
         white=256.0,
     ),
     # Ng's course: 1 / (4 C M) sum (F - P)^2, and E_l.
-    "ng": Units(lambda p: 1 / (2 * p.size), lambda channels: 1.0),
+    "ng": Units(lambda squares, count: 1 / (2 * count), lambda channels: 1.0),
 }

@@ -107,6 +107,7 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     project: Callable[[Array], Array] = within_range,
+    shardings: Any = None,
 ) -> Step:
     """Returns the jitted step; its first argument is donated.
 
@@ -120,6 +121,7 @@ def make_step(
         objective: Maps a canvas, data and a key to a loss and a dict of metrics.
         optimizer: Any optax transformation.
         project: Maps an updated canvas to the nearest valid one.
+        shardings: Where the state's arrays are, if on several devices.
     """
 
     def step(state: State, data: Any, key: Array) -> tuple[State, Metrics]:
@@ -132,7 +134,11 @@ def make_step(
 
         return _advanced(state, loss, metrics, gradient, optimizer, project, value)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=shardings and (shardings, None),
+    )
 
 
 def make_batched_step(

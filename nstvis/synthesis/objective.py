@@ -1,140 +1,309 @@
 """J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 
 The objective of style transfer and of reconstructions (Gatys, Ecker & Bethge 2015,
-arXiv:1508.06576, equation 7, with the total variation of later implementations).
+arXiv:1508.06576, equation 7, with the total variation of later implementations). It is a
+function of sums over positions, so that a picture may be cut into blocks and divided over
+devices (`layouts`), and each of its regions have a style of its own (`masks`).
 """
 
+import itertools
+import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from nstvis import models
 from nstvis.synthesis import losses, minimize, style_losses
+from nstvis.synthesis.blocks import Block
+from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.style_losses import StyleLoss
-from nstvis.synthesis.style_settings import Settings, layer_weights, style_blend
+from nstvis.synthesis.style_settings import Settings, layer_weights
+
+# By layer, and by the colour of a region in the masks: T at the positions of each block,
+# `[blocks, height, width]`. Empty without masks.
+Guidance = Mapping[str, Mapping[str, Array]]
+# The styles' shares in each region, `[styles]`; the only region is "" without masks.
+Shares = Mapping[str, Array]
+# Alpha, beta and gamma.
+Weights = tuple[Array | float, Array | float, Array | float]
+
+
+class Picture(NamedTuple):
+    """A picture that a network is shown.
+
+    Attributes:
+        pixels: As its layout divides them.
+        guidance: Of its regions.
+    """
+
+    pixels: Array
+    guidance: Guidance
 
 
 class Targets(NamedTuple):
     """What the canvas is compared with, at one size.
 
+    Styles and their factors are by layer, or by layer and region, as in "conv1 #ff0000".
+
     Attributes:
         params: The network's, or what it prepares from them.
-        content: The content picture, `[1, height, width, 3]`.
-        activations: Its activations P at the content layers.
-        styles: The style losses at the style layers, with their targets.
+        content: The content's pixels, if they are to be rolled at every step.
+        activations: Its activations P at the content layers, those of each block along
+            the first axis.
+        guidance: Of the content's regions.
+        styles: The style losses, with their targets.
         content_factors: Weight times unit of each content layer's canonical loss.
-        style_factors: Likewise of each style layer's.
+        style_factors: Likewise of each style loss.
+        variation_factor: Unit of the total variation.
+        weights: Alpha, beta and gamma, which are data so that one program serves all.
     """
 
     params: Any
-    content: Array
+    content: Array | None
     activations: dict[str, Array]
+    guidance: Guidance
     styles: dict[str, StyleLoss]
     content_factors: dict[str, Array | float]
     style_factors: dict[str, Array | float]
+    variation_factor: Array | float
+    weights: Weights
+
+
+class Sums(NamedTuple):
+    """Sums over positions, of a block or of the whole picture.
+
+    Attributes:
+        content: J_content of each layer.
+        style: What the style losses take, keyed like `Targets.styles`.
+    """
+
+    content: dict[str, Array]
+    style: dict[str, Any]
 
 
 def make_targets(
-    forward: models.Forward, settings: Settings
-) -> Callable[[models.Params, Array, list[Array]], Targets]:
-    """Returns the function from parameters, content and styles to `Targets`."""
+    forward: models.Forward,
+    settings: Settings,
+    layout: Layout,
+    style_layouts: Sequence[Layout],
+) -> Callable[[models.Params, Picture, Sequence[Picture], Shares, Weights], Targets]:
+    """Returns the function from parameters, pictures, shares and weights to `Targets`.
+
+    Args:
+        forward: The network.
+        settings: What is compared.
+        layout: The content's, and the canvas's.
+        style_layouts: The styles'.
+    """
     units = losses.UNITS[settings.units]
-    make_loss = style_losses.find(settings.style_loss)
+    make_loss = style_losses.find(settings.style_loss).make
     content_weights = layer_weights(settings.content_layers)
     style_weights = layer_weights(settings.style_layers)
 
-    def style_unit(loss: StyleLoss, channels: int) -> Array | float:
-        return units.style(channels) if units.style else loss.scale
+    def seen(pixels, block, _, params):
+        found = forward(params, pixels)
+        found = {name: found[name] for name in content_weights}
+        squares = {
+            name: 2 * _content_loss(layout, block, name, x, jnp.zeros_like(x[0]))
+            for name, x in found.items()
+        }
+        return {name: x[0] for name, x in found.items()}, squares
 
-    def targets(params: models.Params, content: Array, styles: list[Array]) -> Targets:
-        seen, *painted = (forward(params, image) for image in [content, *styles])
-        for name in {**content_weights, **style_weights}:
-            if any(activations[name].size == 0 for activations in [seen, *painted]):
-                raise ValueError(
-                    f"{name} sees nothing of a picture this small: raise size, lower"
-                    " scales, or leave that layer out"
-                )
-        shares = jnp.asarray(style_blend(settings.style_blend, len(styles)))
-        by_layer = {
-            name: make_loss([activations[name] for activations in painted], shares)
-            for name in style_weights
+    def targets(
+        params: models.Params,
+        content: Picture,
+        styles: Sequence[Picture],
+        shares: Shares,
+        weights: Weights,
+    ) -> Targets:
+        for each in (layout, *style_layouts):
+            shapes = _shapes(forward, params, each, [*content_weights, *style_weights])
+        activations, squares = layout.mapped(seen, content.pixels, params)
+        painted = [
+            style_sums(forward, settings, each, params, style)
+            for each, style in zip(style_layouts, styles, strict=True)
+        ]
+        by_term, style_factors = {}, {}
+        for (layer, weight), (region, parts) in itertools.product(
+            style_weights.items(), shares.items()
+        ):
+            name = term(layer, region)
+            loss = make_loss([sums[name] for sums in painted], parts)
+            channels = shapes[layer][-1]
+            unit = units.style(channels) if units.style else loss.scale
+            by_term[name] = loss
+            style_factors[name] = weight * unit / len(shares)
+        content_factors = {
+            name: weight * units.content(squares[name].sum(), math.prod(shapes[name]))
+            for name, weight in content_weights.items()
         }
         return Targets(
             params,
-            content,
-            {name: seen[name] for name in content_weights},
-            by_layer,
-            {k: w * units.content(seen[k]) for k, w in content_weights.items()},
-            {
-                k: w * style_unit(by_layer[k], seen[k].shape[-1])
-                for k, w in style_weights.items()
-            },
+            content.pixels if _jitter(settings) else None,
+            activations,
+            content.guidance,
+            by_term,
+            content_factors,
+            style_factors,
+            units.variation(math.prod(layout.size) * 3),
+            weights,
         )
 
     return targets
 
 
-def make_objective(forward: models.Forward, settings: Settings) -> minimize.Objective:
+def make_objective(
+    forward: models.Forward, settings: Settings, layout: Layout
+) -> minimize.Objective:
     """Returns J, for `minimize`; its data are `Targets`.
 
     With jitter, the canvas and the content are rolled alike by a random number of pixels
     first, so that no pixel keeps its place in the network's strides.
     """
-    fixed = settings.optimizer == "lbfgs"  # needs the same objective at every step
-    jitter = 0 if fixed else settings.jitter
+    jitter = _jitter(settings)
+
+    def sums(pixels, block, own, params):
+        wanted, guidance = own
+        if jitter:  # the content's pixels are channels beside the canvas's
+            pixels, content = jnp.split(pixels, 2, -1)
+            wanted = forward(params, lax.stop_gradient(content))
+            wanted = {
+                name: wanted[name][0] for name in layer_weights(settings.content_layers)
+            }
+        found = forward(params, pixels)
+        content = {
+            name: _content_loss(layout, block, name, found[name], target)
+            for name, target in wanted.items()
+        }
+        return Sums(content, _style(found, block, guidance, settings, layout))
 
     def objective(canvas: Array, targets: Targets, key: Array) -> tuple[Array, dict]:
-        if fixed:
+        if settings.optimizer == "lbfgs":  # needs the same objective at every step
             key = jax.random.key(settings.seed)
-        seen = canvas
-        if jitter > 1:
+        picture, shift, activations = canvas, None, targets.activations
+        if jitter:
             shift = jax.random.randint(key, (2,), 0, jitter)
-            seen, content = (
-                jnp.roll(x, shift, (1, 2)) for x in (canvas, targets.content)
-            )
-            activations = forward(targets.params, content)
-            targets = targets._replace(activations=activations)
-        activations = forward(targets.params, seen)
-        return total_loss(canvas, activations, targets, key, settings)
+            picture = jnp.concatenate([canvas, targets.content], -1)
+            activations = {}
+        each = activations, targets.guidance
+        total = layout.total(sums, picture, each, targets.params, shift)
+        variation = layout.variation(canvas, settings.tv_power)
+        return loss(total, variation, targets, key)
 
     return objective
 
 
-def total_loss(
-    canvas: Array,
-    activations: dict[str, Array],
-    targets: Targets,
-    key: Array,
-    settings: Settings,
+def loss(
+    sums: Sums, variation: Array, targets: Targets, key: Array
 ) -> tuple[Array, dict]:
     """Computes J and its terms.
 
     Args:
-        canvas: The picture G, `[1, height, width, 3]`.
-        activations: The network's for it, or for it rolled.
-        targets: What those are compared with.
+        sums: Of the whole picture.
+        variation: Its total variation.
+        targets: What they are compared with.
         key: For style losses that are random.
-        settings: Weights, units and power.
     """
-    unit = losses.UNITS[settings.units].variation(canvas)
-    variation = unit * losses.total_variation(canvas, settings.tv_power)
+    alpha, beta, gamma = targets.weights
+    variation *= targets.variation_factor
     content = sum(
-        factor * losses.content_loss(activations[name], targets.activations[name])
-        for name, factor in targets.content_factors.items()
+        factor * sums.content[name] for name, factor in targets.content_factors.items()
     )
     style = sum(
-        factor * targets.styles[name](activations[name], _layer_key(key, name))
+        factor * targets.styles[name](sums.style[name], _term_key(key, name))
         for name, factor in targets.style_factors.items()
     )
-    loss = settings.alpha * content + settings.beta * style
-    loss += settings.gamma * variation
-    return loss, {"J_content": content, "J_style": style, "TV": variation}
+    total = alpha * content + beta * style + gamma * variation
+    return total, {"J_content": content, "J_style": style, "TV": variation}
 
 
-def _layer_key(key: Array, layer: str) -> Array:
-    """A key for one layer, independent of the other layers' and of the jitter's."""
-    return jax.random.fold_in(key, zlib.crc32(layer.encode()))
+def style_sums(
+    forward: models.Forward,
+    settings: Settings,
+    layout: Layout,
+    params: models.Params,
+    picture: Picture,
+) -> dict[str, Any]:
+    """Returns what the style losses take of a picture, keyed like `Targets.styles`."""
+
+    def sums(pixels, block, guidance, params):
+        return _style(forward(params, pixels), block, guidance, settings, layout)
+
+    return layout.total(sums, picture.pixels, picture.guidance, params)
+
+
+def whole_sums(
+    activations: Mapping[str, Array], targets: Targets, settings: Settings
+) -> Sums:
+    """Returns the sums over a picture's positions, from its activations."""
+    content = {
+        name: losses.content_loss(activations[name], x)
+        for name, x in targets.activations.items()
+    }
+    return Sums(content, _style(activations, None, {}, settings, None))
+
+
+def term(layer: str, region: str) -> str:
+    """Returns the name of a layer's style loss in a region."""
+    return f"{layer} {region}" if region else layer
+
+
+def _style(
+    activations: Mapping[str, Array],
+    block: Block | None,
+    guidance: Guidance,
+    settings: Settings,
+    layout: Layout | None,
+) -> dict[str, Any]:
+    statistics = style_losses.find(settings.style_loss).statistics
+    found = {}
+    for layer in layer_weights(settings.style_layers):
+        x = activations[layer]
+        owned = layout and layout.owned(block, layer, x)
+        for region, guide in guidance.get(layer, {"": None}).items():
+            if guide is not None and owned is not None:
+                guide = owned * guide
+            guide = owned if guide is None else guide
+            found[term(layer, region)] = statistics(x, guide) if statistics else x
+    return found
+
+
+def _content_loss(
+    layout: Layout, block: Block | None, layer: str, activations: Array, target: Array
+) -> Array:
+    """J_content of the positions that a block owns; the target is `[height, width, C]`."""
+    owned = layout.owned(block, layer, activations)
+    return losses.content_loss(activations[0], target, owned)
+
+
+def _shapes(
+    forward: models.Forward,
+    params: models.Params,
+    layout: Layout,
+    layers: Sequence[str],
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a whole picture's activations."""
+    image = jax.ShapeDtypeStruct((1, *layout.size, 3), jnp.float32)
+    activations = jax.eval_shape(forward, params, image)
+    for name in layers:
+        if not math.prod(activations[name].shape):
+            raise ValueError(
+                f"{name} sees nothing of a picture this small: raise size, lower scales,"
+                " or leave that layer out"
+            )
+    return {name: x.shape for name, x in activations.items()}
+
+
+def _jitter(settings: Settings) -> int:
+    """Returns the pixels below which pictures are rolled; 0 if they are not."""
+    fixed = settings.optimizer == "lbfgs" or settings.jitter < 2
+    return 0 if fixed else settings.jitter
+
+
+def _term_key(key: Array, name: str) -> Array:
+    """A key for one style loss, independent of the others' and of the jitter's."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

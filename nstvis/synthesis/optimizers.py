@@ -2,15 +2,22 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
+
+from nstvis.synthesis.layouts import Layout
 
 LEARNING_RATES = {"adam": 10.0, "lbfgs": 1.0, "gd": 1e4}
 
 
 def make_optimizer(
-    name: str, learning_rate: float, smoothing: float, b2: float = 0.99, period: int = 0
+    name: str,
+    learning_rate: float,
+    smoothing: float,
+    layout: Layout,
+    *,
+    b2: float = 0.99,
+    annealed: range | None = None,
 ) -> optax.GradientTransformation:
     """Returns an optimiser.
 
@@ -18,21 +25,26 @@ def make_optimizer(
         name: One of `LEARNING_RATES`.
         learning_rate: Length of a step; 0 for the optimiser's default.
         smoothing: Power of `smooth_gradient`, which only Adam's gradients go through.
+        layout: Of the pictures.
         b2: Adam's.
-        period: Steps, in each of which Adam's steps shorten to nothing, along half a
-            cosine; 0 to keep their length.
+        annealed: Numbers of the steps over which Adam's steps shorten to nothing, along
+            half a cosine; None to keep their length.
     """
     rate = learning_rate or LEARNING_RATES[name]
     if name == "adam":
-        falling = optax.cosine_decay_schedule(rate, period or 1)
-        length = (lambda count: falling(count % period)) if period else rate
-        return optax.chain(smooth_gradient(smoothing), optax.adam(length, b2=b2))
+        length = rate
+        if annealed:
+            falling = optax.cosine_decay_schedule(rate, len(annealed))
+            length = lambda count: falling(count - annealed.start)
+        return optax.chain(
+            smooth_gradient(smoothing, layout), optax.adam(length, b2=b2)
+        )
     if name == "lbfgs":
         return optax.lbfgs(rate, memory_size=10)
     return optax.sgd(rate)
 
 
-def smooth_gradient(power: float) -> optax.GradientTransformation:
+def smooth_gradient(power: float, layout: Layout) -> optax.GradientTransformation:
     """Divides each spatial frequency f of the gradient by f^power.
 
     Pictures have most of their energy in low frequencies, gradients of networks with
@@ -40,14 +52,13 @@ def smooth_gradient(power: float) -> optax.GradientTransformation:
     """
     if not power:
         return optax.identity()
+    least = 1 / max(layout.size)
+
+    def factors(down: Array, across: Array) -> Array:
+        frequency = jnp.hypot(down[:, None], across[None])
+        return (jnp.maximum(frequency, least) / least) ** -power
 
     def smooth(gradient: Array) -> Array:
-        height, width = gradient.shape[1:3]
-        rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-        least = 1 / max(height, width)
-        factors = (np.maximum(np.hypot(rows, columns), least) / least) ** -power
-        spectrum = jnp.fft.rfft2(gradient, axes=(1, 2))
-        spectrum *= factors[None, :, :, None].astype(np.float32)
-        return jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2))
+        return layout.filtered(gradient, factors)
 
     return optax.stateless(lambda updates, params: jax.tree.map(smooth, updates))

@@ -20,8 +20,9 @@ from nstvis.hoisting import hoisted
 from nstvis.runs import config
 from nstvis.runs.config import Network, Seed, bounded, chosen
 from nstvis.runs.registry import unknown
-from nstvis.synthesis import canvas, minimize, objective, style_settings
-from nstvis.synthesis.objective import Targets
+from nstvis.synthesis import canvas, losses, minimize, objective, style_settings
+from nstvis.synthesis.layouts import Layout
+from nstvis.synthesis.objective import Picture, Targets
 from nstvis.synthesis.optimizers import make_optimizer
 
 
@@ -90,7 +91,9 @@ class Reconstruction:
             last=self.layers[-1],
             seed=settings.seed,
         )
-        self._optimizer = make_optimizer("adam", settings.learning_rate, 0.5)
+        width, height = (n + 2 * _MARGIN for n in content.size)
+        layout = Layout((height, width))
+        self._optimizer = make_optimizer("adam", settings.learning_rate, 0.5, layout)
         self._keys = jax.random.split(jax.random.key(settings.seed), len(self.names))
         pictures = (
             canvas.framed(canvas.from_image(x), _MARGIN) for x in self.originals
@@ -147,10 +150,14 @@ def make_targets(
     up_to = np.tril(np.ones_like(one)) / np.arange(1, count + 1)[:, None]
     content_weights = np.vstack([one, none]).astype(np.float32)
     style_weights = np.vstack([none, up_to]).astype(np.float32)
-    make = objective.make_targets(forward, _objective_settings(layers, settings))
+    weights = _objective_settings(layers, settings)
 
     def data(params: models.Params, content: Array, style: Array) -> Data:
-        targets = make(params, content, [style])
+        layout, style_layout = (Layout(x.shape[1:3]) for x in (content, style))
+        make = objective.make_targets(forward, weights, layout, [style_layout])
+        pictures = Picture(content, {}), [Picture(style, {})]
+        terms = weights.alpha, weights.beta, weights.gamma
+        targets = make(params, *pictures, {"": jnp.ones(1)}, terms)
         content_factors, style_factors = (
             {name: weights[:, layers.index(name)] * x for name, x in factors.items()}
             for weights, factors in [
@@ -186,7 +193,9 @@ def make_objectives(
             own = targets._replace(
                 content_factors=content_factors, style_factors=style_factors
             )
-            return objective.total_loss(picture, activations, own, key, weights)[0]
+            sums = objective.whole_sums(activations, own, weights)
+            variation = losses.total_variation(picture, weights.tv_power)
+            return objective.loss(sums, variation, own, key)[0]
 
         factors = targets.content_factors, targets.style_factors
         return jax.vmap(loss)(pictures, activations, *factors, keys), {}

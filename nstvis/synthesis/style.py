@@ -13,23 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from PIL import Image
 
-from nstvis import devices, images, models
-from nstvis.hoisting import hoisted
+from nstvis import images
 from nstvis.layers import CAFFE_MEAN
-from nstvis.runs.registry import unknown
-from nstvis.synthesis import canvas, losses, minimize
-from nstvis.synthesis.objective import Targets, make_objective, make_targets
-from nstvis.synthesis.optimizers import make_optimizer
+from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
+from nstvis.synthesis.objective import Guidance, Picture, Targets
 from nstvis.synthesis.style_settings import (
     SHORTEST_SIDE,
     Settings,
     check,
-    layer_weights,
-    long_sides,
     style_blend,
 )
 
@@ -48,20 +44,6 @@ class Moment(NamedTuple):
     step: int
     state: minimize.State
     metrics: minimize.Metrics | None
-
-
-class Programs(NamedTuple):
-    """What is compiled for one size.
-
-    Attributes:
-        targets: From parameters, content and styles to `Targets`.
-        step: One step of `minimize`.
-        flops: Floating-point operations of a step, by XLA's count.
-    """
-
-    targets: jax.stages.Compiled
-    step: jax.stages.Compiled
-    flops: float
 
 
 def stylize(
@@ -101,20 +83,23 @@ class StyleTransfer:
         self.settings = settings
         self.content = images.normalized(content)
         self._styles = [images.normalized(style) for style in styles]
+        self._regions = self._read_masks()
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
-        self._forward, self._params = _network(settings)
-        self._optimizer = make_optimizer(
-            settings.optimizer,
-            settings.learning_rate,
-            settings.smoothing,
-            settings.b2,
-            settings.steps if settings.annealing else 0,
-        )
-        self._sides = long_sides(self.content.size, settings)
-        self._programs = [self._compile(side) for side in self._sides]
-        self.costs = [p.flops for p in self._programs for _ in range(settings.steps)]
-        self._check_memory()
+        if settings.weights == "random":
+            logger.warning(
+                "the filters are random (seed %d), not trained: expect texture rather"
+                " than strokes",
+                settings.seed,
+            )
+        self._network = programs.network(settings)
+        self._sizes = self._list_sizes()
+        self._programs = programs.of_sizes(settings, self._sizes)
+        self.costs = [
+            each.flops
+            for size, each in zip(self._sizes, self._programs, strict=True)
+            for _ in range(*size.steps)
+        ]
 
     def run(
         self,
@@ -128,30 +113,30 @@ class StyleTransfer:
             restore: Returns that run's state, given a fresh one of the same size.
         """
         key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
-        per_size = self.settings.steps
-        first = max(0, done - 1) // per_size
-        state = None
-        for i, side in enumerate(self._sides[first:], first):
-            content, styles = self._pictures(side)
-            targets = self._programs[i].targets(self._params, content, styles)
-            if state is None:
+        state = before = None
+        for size, program in zip(self._sizes, self._programs, strict=True):
+            if size.steps[1] < max(done, 1):
+                continue
+            content, styles = self._pictures(size)
+            if before is None:
                 start = first_canvas(content, styles, self.settings, canvas_key)
-                state = restore(minimize.start(start, self._optimizer))
+                state = restore(program.start(start))
                 yield Moment(done, state, None)
             else:
-                size, margin = targets.content.shape[1:3], self.settings.margin
-                state = minimize.enlarge(state, self._optimizer, size, margin)
-            _log_objective(targets, self.settings)
-            steps = range(max(i * per_size, done), (i + 1) * per_size)
-            step = self._programs[i].step
-            taken = minimize.minimize(step, state, targets, key, steps)
+                state = self._enlarged(state, before, program)
+            targets = self._targets(program, content, styles)
+            steps = range(max(done, size.steps[0]), size.steps[1])
+            taken = minimize.minimize(program.step, state, targets, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
                 yield Moment(number + 1, state, metrics)
+            before = program
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
-        best = canvas.cropped(state.best, self.settings.margin)
-        array = np.array(best[0]).clip(0, 255)  # a copy: the buffer will be donated
+        layouts = (program.layout for program in self._programs)
+        layout = next(each for each in layouts if each.shape == state.best.shape)
+        best = canvas.cropped(np.asarray(layout.joined(state.best)), self._margin)
+        array = best[0].clip(0, 255)  # a copy: the buffer will be donated
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
             array = images.keep_luminance(array, images.to_array(content))
@@ -175,58 +160,116 @@ class StyleTransfer:
             array = np.dstack([array, np.asarray(picture.getchannel("A"))])
         images.write(path, array, note)
 
-    def _pictures(self, side: int) -> tuple[Array, list[Array]]:
-        """The content with this long side and its margin, and the styles, scaled."""
-        styles = []
+    @property
+    def _margin(self) -> int:
+        return self.settings.margin
+
+    def _list_sizes(self) -> list[programs.Size]:
+        """Lists the sizes to go through, from coarse to fine."""
+        sizes, first = [], 0
+        colors = self._regions.colors if self._regions else ()
+        for side, steps in style_settings.sizes(self.content.size, self.settings):
+            shapes = [
+                images.fitted_size(picture.size, long_side)[::-1]
+                for picture, long_side in self._scaled(side)
+            ]
+            height, width = (n + 2 * self._margin for n in shapes[0])
+            steps = first, first + steps
+            sizes.append(
+                programs.Size((height, width), tuple(shapes[1:]), colors, steps)
+            )
+            _, first = steps
+        return sizes
+
+    def _scaled(self, side: int) -> Iterator[tuple[Image.Image, int]]:
+        """Yields the content and the styles, each with its long side."""
+        yield self.content, side
         for style in self._styles:
             least = math.ceil(SHORTEST_SIDE * max(style.size) / min(style.size))
-            long_side = max(least, round(side * self.settings.style_scale))
-            styles.append(canvas.from_image(images.resize(style, long_side)))
-        content = canvas.from_image(images.resize(self.content, side))
-        return canvas.framed(content, self.settings.margin), styles
+            yield style, max(least, round(side * self.settings.style_scale))
 
-    def _compile(self, side: int) -> Programs:
-        """Compiles what computes the targets and what makes a step, at one size."""
-        options = dict[str, bool | str](devices.compile_options())
-        content, styles = self._pictures(side)
-        prepare, network = hoisted(self._forward, self._params, content)
-        from_pictures = make_targets(self._forward, self.settings)
-
-        def targets(params: models.Params, content: Array, styles: list) -> Targets:
-            made = from_pictures(params, content, styles)
-            return made._replace(params=prepare(params))
-
-        lowered = jax.jit(targets).lower(self._params, content, styles)
-        state = jax.eval_shape(
-            lambda content: minimize.start(content, self._optimizer), content
+    def _pictures(self, size: programs.Size) -> tuple[Array, list[Array]]:
+        """The content with its margin, and the styles, of one size."""
+        side = max(size.content) - 2 * self._margin
+        content, *styles = (
+            canvas.from_image(images.resize(*each)) for each in self._scaled(side)
         )
-        step = minimize.make_step(
-            make_objective(network, self.settings),
-            self._optimizer,
-            minimize.within_range if self.settings.clip else lambda canvas: canvas,
-        )
-        lowered_step = step.lower(state, lowered.out_info, jax.random.key(0))
-        compiled = lowered_step.compile(options)
-        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-        return Programs(lowered.compile(options), compiled, flops)
+        return canvas.framed(content, self._margin), styles
 
-    def _check_memory(self) -> None:
-        """Compares what the largest size needs with what there is, and logs both."""
-        largest = self._programs[-1]
-        need = max(map(devices.needed_memory, (largest.targets, largest.step)))
-        free = devices.free_memory()
-        width, height = images.fitted_size(self.content.size, self._sides[-1])
-        have = f"{need / 1e9:.2f} GB of memory, {free / 1e9:.1f} GB are free"
-        logger.info("a step at %d x %d pixels needs %s", width, height, have)
-        if need > free:
-            fixed = sum(x.nbytes for x in jax.tree.leaves(self._params))
-            share = max(0, free - fixed) / (need - fixed)
-            both = 2 * self.settings.margin
-            fits = int((self._sides[-1] + both) * (0.9 * share) ** 0.5) - both
-            hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
-            raise MemoryError(
-                f"a step at {width} x {height} pixels needs {have}: lower the size"
-                f"{hint}"
+    def _targets(
+        self, program: programs.Programs, content: Array, styles: Sequence[Array]
+    ) -> Targets:
+        _, params = self._network
+        layout = program.layout
+        of_content, *of_styles = self._guidance(program)
+        painted = [
+            Picture(each.spread(style), guidance)
+            for each, style, guidance in zip(
+                program.style_layouts, styles, of_styles, strict=True
+            )
+        ]
+        settings = self.settings
+        weights = tuple(
+            jnp.float32(x) for x in (settings.alpha, settings.beta, settings.gamma)
+        )
+        common = params, self._shares(), weights
+        params, *others = jax.device_put(common, layout.common)
+        shown = Picture(layout.spread(content), of_content)
+        targets = program.targets(params, shown, painted, *others)
+        _log_objective(targets, settings, layout.size)
+        return targets
+
+    def _enlarged(
+        self,
+        state: minimize.State,
+        before: programs.Programs,
+        program: programs.Programs,
+    ) -> minimize.State:
+        """Carries a state to the next size."""
+        whole = before.layout.joined(state)
+        size = program.layout.size
+        state = minimize.enlarge(whole, program.optimizer, size, self._margin)
+        return program.placed(state)
+
+    def _read_masks(self) -> masks.Regions | None:
+        if not self.settings.content_masks:
+            return None
+        return masks.read(
+            self.content.size,
+            self.settings.content_masks,
+            [style.size for style in self._styles],
+            [name.strip() for name in self.settings.style_masks.split(",")],
+        )
+
+    def _shares(self) -> dict[str, Array]:
+        """The styles' shares in each region, of those that have it."""
+        blend = np.array(style_blend(self.settings.style_blend, len(self._styles)))
+        if not self._regions:
+            return {"": jnp.asarray(blend, jnp.float32)}
+        shares = {}
+        for region, color in enumerate(self._regions.colors):
+            parts = blend * [(style == region).any() for style in self._regions.styles]
+            if not parts.sum():
+                raise ValueError(f"style_blend leaves nothing for the region {color}")
+            shares[color] = jnp.asarray(parts / parts.sum(), jnp.float32)
+        return shares
+
+    def _guidance(self, program: programs.Programs) -> Iterator[Guidance]:
+        """Yields the guidance of the content's regions, then of each style's."""
+        layouts = [program.layout, *program.style_layouts]
+        if not self._regions:
+            yield from ({} for _ in layouts)
+            return
+        indices = [self._regions.content, *self._regions.styles]
+        margins = [self._margin, *[0] * len(self._styles)]
+        for layout, index, margin in zip(layouts, indices, margins, strict=True):
+            height, width = (n - 2 * margin for n in layout.size)
+            count = len(self._regions.colors)
+            shares = masks.scaled(index, count, (width, height))
+            around = (0, 0), (margin, margin), (margin, margin)
+            shares = np.pad(shares, around, "reflect")
+            yield programs.guidance(
+                layout, self._network, self.settings, shares, self._regions.colors
             )
 
 
@@ -253,51 +296,14 @@ def first_canvas(
     return canvas.framed(canvas.from_image(picture), settings.margin)
 
 
-def find_layers(settings: Settings) -> list[str]:
-    """Returns the layers that the settings name, from the lowest to the highest.
-
-    Raises:
-        ValueError: The network has no such layer.
-    """
-    names = models.layers(settings.model)
-    layers = {
-        **layer_weights(settings.content_layers),
-        **layer_weights(settings.style_layers),
-    }
-    for name in layers:
-        if name not in names:
-            raise ValueError(unknown(f"layer of {settings.model}", name, names))
-    return sorted(layers, key=names.index)
-
-
-def _network(settings: Settings) -> tuple[models.Forward, models.Params]:
-    layers = find_layers(settings)
-    if settings.weights == "random":
-        logger.warning(
-            "the filters are random (seed %d), not trained: expect texture rather than"
-            " strokes",
-            settings.seed,
-        )
-    forward, params = models.load(
-        settings.model,
-        settings.weights,
-        preprocessing=settings.preprocessing,
-        pooling=settings.pooling,
-        last=layers[-1],
-        seed=settings.seed,
-    )
-    scale = losses.UNITS[settings.units].white / 255
-    return lambda params, images: forward(params, scale * images), params
-
-
 def _recolored(style: Image.Image, content: Image.Image) -> Image.Image:
     arrays = images.to_array(style), images.to_array(content)
     return images.to_image(images.match_colors(*arrays))
 
 
-def _log_objective(targets: Targets, settings: Settings) -> None:
+def _log_objective(targets: Targets, settings: Settings, size: tuple[int, int]) -> None:
     """Logs what is minimised, in canonical units whatever those of the settings."""
-    height, width = canvas.cropped(targets.content, settings.margin).shape[1:3]
+    height, width = (length - 2 * settings.margin for length in size)
     gram = settings.style_loss == "gram"
     symbol = "E" if gram else pathlib.PurePath(settings.style_loss).stem
     terms = [
@@ -307,6 +313,5 @@ def _log_objective(targets: Targets, settings: Settings) -> None:
         f"{settings.beta * float(factor):.3g} {symbol}({name})"
         for name, factor in targets.style_factors.items()
     ]
-    units = losses.UNITS[settings.units]
-    terms.append(f"{settings.gamma * units.variation(targets.content):.3g} TV")
+    terms.append(f"{settings.gamma * float(targets.variation_factor):.3g} TV")
     logger.info("%d x %d: J = %s", width, height, " + ".join(terms))

@@ -14,6 +14,8 @@ from nstvis.synthesis import losses, style_losses
 from nstvis.synthesis.optimizers import LEARNING_RATES
 
 SHORTEST_SIDE = 32  # pixels of the smallest pictures that a network is shown
+# Of schedule=fast: the smallest long side, about, and the least steps at a size.
+FAST_START, FAST_LEAST = 256, 15
 STARTS = ("noise", "mean", "content")
 
 
@@ -44,6 +46,11 @@ class Settings(Seed, Network):
     tv_power: int = chosen(2, 1)
     # Weights of several style pictures, separated by commas; equal if empty.
     style_blend: str = ""
+    # Mask of the content: a picture as large as it, with one colour for each region.
+    content_masks: str = ""
+    # Masks of the style pictures, separated by commas. A region of the content takes the
+    # style of the regions that have its colour.
+    style_masks: str = ""
     # Long side of the style picture over that of the result.
     style_scale: float = bounded(1.0, least=0.05, most=10)
     # Keep the content's colours: luminance transfers the luminance alone, histogram
@@ -58,11 +65,18 @@ class Settings(Seed, Network):
     # style's.
     start_colors: str = chosen("content", "style")
     # Long side of the result in pixels; its aspect ratio is the content's.
-    size: int = bounded(384, least=SHORTEST_SIDE, most=8192)
-    # Number of sizes from coarse to fine, evenly spaced up to `size`.
+    size: int = bounded(384, least=SHORTEST_SIDE, most=16384)
+    # Sizes from coarse to fine: `even` has `scales` of them, evenly spaced, with as many
+    # steps at each; `fast`, for large pictures, doubles them and takes fewer steps at
+    # large ones.
+    schedule: str = chosen("even", "fast")
+    # Number of sizes up to `size`.
     scales: int = bounded(3, least=1, most=100)
-    # Steps at each size.
+    # Steps at each size; of `fast`, at the smallest.
     steps: int = bounded(150, least=1, most=1_000_000)
+    # Side of the blocks that the picture is computed in, in pixels, for less memory; 0 for
+    # the whole picture at once; -1 for blocks where the whole does not fit into memory.
+    block: int = bounded(-1, least=-1, most=8192)
     # Optimiser; gd is plain gradient descent, G := G - learning_rate dJ/dG.
     optimizer: str = chosen(*LEARNING_RATES)
     # Length of a step; 0 for the optimiser's default (gd has one in balanced units).
@@ -98,9 +112,22 @@ class Settings(Seed, Network):
             raise ValueError(
                 f"start_noise and start_colors are for start=content, not {self.start}"
             )
-        style_losses.find(self.style_loss)
+        self._check_positions()
+        if bool(self.content_masks) != bool(self.style_masks):
+            raise ValueError("content_masks and style_masks belong together: give both")
         if self.units != "balanced":
             self._check_units()
+
+    def _check_positions(self) -> None:
+        """Raises a ValueError if the style loss needs all positions, but has not all."""
+        if style_losses.find(self.style_loss).statistics is not None:
+            return
+        for name, given in (("block", self.block > 0), ("masks", self.style_masks)):
+            if given:
+                raise ValueError(
+                    f"style_loss={self.style_loss} compares positions, not sums over"
+                    f" them, which {name} need: take w2, gram or moments"
+                )
 
     def _check_units(self) -> None:
         """Raises a ValueError if the units of another tool do not suit."""
@@ -222,23 +249,46 @@ def style_blend(text: str, styles: int) -> list[float]:
     return [share / sum(blend) for share in blend]
 
 
-def long_sides(size: tuple[int, int], settings: Settings) -> list[int]:
-    """Returns the long sides to go through, for a content of `(width, height)`.
+def sizes(size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
+    """Returns the long sides to go through, and the steps at each.
+
+    Args:
+        size: Width and height of the content.
+        settings: How to paint.
 
     Raises:
         ValueError: The result would be too small for a network.
     """
-    sides = [
-        round(settings.size * k / settings.scales)
-        for k in range(1, settings.scales + 1)
+    both = _fast(settings) if settings.schedule == "fast" else _even(settings)
+    large = [
+        (side, steps)
+        for side, steps in both
+        if min(images.fitted_size(size, side)) >= SHORTEST_SIDE
     ]
-    large = [s for s in sides if min(images.fitted_size(size, s)) >= SHORTEST_SIDE]
     if not large:
         raise ValueError(
             f"size={settings.size} makes a picture whose short side is below"
             f" {SHORTEST_SIDE} pixels: raise it"
         )
     return large
+
+
+def _even(settings: Settings) -> list[tuple[int, int]]:
+    count = settings.scales
+    sides = (round(settings.size * k / count) for k in range(1, count + 1))
+    return [(side, settings.steps) for side in sides]
+
+
+def _fast(settings: Settings) -> list[tuple[int, int]]:
+    """As SPST (arXiv:2212.13459): a third of the steps at twice the size."""
+    doublings = max(0, round(math.log2(settings.size / FAST_START)))
+    return [
+        (
+            round(settings.size / 2 ** (doublings - k)),
+            max(min(FAST_LEAST, settings.steps), settings.steps // 3**k),
+        )
+        for k in range(doublings + 1)
+    ]
 
 
 def _number(text: str, where: str) -> float:

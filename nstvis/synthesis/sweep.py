@@ -137,7 +137,7 @@ def run_folders(painting: Painting, workdir: pathlib.Path) -> list[str]:
     contents, styles = [painting.content], [painting.style]
     if os.path.isdir(painting.content):
         contents = _usable(
-            painting.content, lambda size: style_settings.long_sides(size, painting)
+            painting.content, lambda size: style_settings.sizes(size, painting)
         )
     if os.path.isdir(painting.style):
         styles = _usable(painting.style, lambda _: None)

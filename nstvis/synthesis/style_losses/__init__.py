@@ -13,12 +13,16 @@ A new one is a file with a function `style_loss`:
             return jnp.sum((activations.mean((0, 1, 2)) - target) ** 2)
 
         return StyleLoss(target, 1 / jnp.sum(target**2), distance)
+
+A loss of sums over positions works in blocks, on several devices and with masks, too, if
+it says what to sum: a function `statistics(activations, guidance)`, such as `moment_sums`.
+What that returns then takes the place of the activations.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,28 +43,39 @@ class StyleLoss:
         target: Arrays that are computed once from the style, of any structure.
         scale: Factor of the loss in "balanced" units, which should bring it near 1 for
             a canvas without any style, so that one beta suits every loss and layer.
-        distance: Maps activations `[1, height, width, channels]`, the target and a key,
-            another one at each step, to a scalar. It may close over no arrays.
+        distance: Maps activations `[1, height, width, channels]`, or their statistics,
+            the target and a key, another one at each step, to a scalar. It may close
+            over no arrays.
     """
 
     target: Any
     scale: Array | float
-    distance: Callable[[Array, Any, Array], Array] = dataclasses.field(
+    distance: Callable[[Any, Any, Array], Array] = dataclasses.field(
         metadata={"static": True}
     )
 
-    def __call__(self, activations: Array, key: Array) -> Array:
-        """Returns the distance of a canvas's activations from the target."""
-        return self.distance(activations, self.target, key)
+    def __call__(self, canvas: Any, key: Array) -> Array:
+        """Returns the distance of a canvas's activations, or statistics, from them."""
+        return self.distance(canvas, self.target, key)
 
 
-# From each style's activations of a layer, `[1, height, width, channels]`, and the
-# styles' shares of the blend, `[styles]`, which sum to 1.
-MakeStyleLoss = Callable[[Sequence[Array], Array], StyleLoss]
+class Kind(NamedTuple):
+    """A kind of style loss, as its file has it.
+
+    Attributes:
+        make: From each style's activations of a layer, or their statistics, and the
+            styles' shares of the blend, `[styles]`, which sum to 1.
+        statistics: From activations `[1, height, width, channels]` and their guidance
+            `[height, width]`, or None, to sums over positions, nested in any way; None
+            for a loss that compares positions.
+    """
+
+    make: Callable[[Sequence[Any], Array], StyleLoss]
+    statistics: Callable[[Array, Array | None], Any] | None
 
 
-def find(name: str) -> MakeStyleLoss:
-    """Returns a style loss by its name, or by the path of a Python file.
+def find(name: str) -> Kind:
+    """Returns a kind of style loss by its name, or by the path of a Python file.
 
     Raises:
         ValueError: There is none of that name, or none in that file.
@@ -69,7 +84,68 @@ def find(name: str) -> MakeStyleLoss:
     module = registry.find("style_loss", name, pathlib.Path(__file__).parent)
     if not hasattr(module, "style_loss"):
         raise ValueError(f"{name} has no function style_loss")
-    return module.style_loss
+    return Kind(module.style_loss, getattr(module, "statistics", None))
+
+
+class Moments(NamedTuple):
+    """Sums over positions, of which each counts as often as its guidance T squared.
+
+    (As in Gatys et al. 2017, arXiv:1611.07865, where F becomes T F.)
+
+    Attributes:
+        weight: Sum of T^2: the number of positions, without guidance.
+        first: Sum of T^2 F, `[C]`.
+        second: Sum of T^2 F F^T, `[C, C]`.
+    """
+
+    weight: Array
+    first: Array
+    second: Array
+
+    @property
+    def mean(self) -> Array:
+        """The positions' mean, `[C]`."""
+        return self.first / jnp.maximum(self.weight, TINY)
+
+    @property
+    def gram(self) -> Array:
+        """Their mean products of two channels, `[C, C]`: the Gram matrix over M."""
+        return self.second / jnp.maximum(self.weight, TINY)
+
+
+def moment_sums(activations: Array, guidance: Array | None = None) -> Moments:
+    """Computes a layer's moments, from activations `[1, height, width, C]`.
+
+    Args:
+        activations: Of one layer.
+        guidance: T, `[height, width]`; 1 by default.
+    """
+    rows = features(activations)
+    if guidance is None:
+        return Moments(jnp.float32(len(rows)), rows.sum(0), products(rows))
+    guide = guidance.reshape(-1)
+    guided = guide[:, None] * rows
+    first = jnp.matmul(guide, guided, precision="highest")
+    return Moments(jnp.sum(guide**2), first, products(guided))
+
+
+@jax.custom_vjp
+def products(rows: Array) -> Array:
+    """Computes F^T F of `[positions, C]`."""
+    # Accelerators would round to 8 or 11 bits here, in which styles differ.
+    return jnp.matmul(rows.T, rows, precision="highest")
+
+
+def _products_forward(rows):
+    return products(rows), rows
+
+
+def _products_backward(rows, gradient):
+    """One product, where JAX has one for each of the factors."""
+    return (jnp.matmul(rows, gradient + gradient.T, precision="highest"),)
+
+
+products.defvjp(_products_forward, _products_backward)
 
 
 def features(activations: Array) -> Array:

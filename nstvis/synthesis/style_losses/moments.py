@@ -6,15 +6,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features
-from nstvis.synthesis.style_losses.gram import gram_matrix
+from nstvis.synthesis.style_losses import TINY, Moments, StyleLoss, blend
+from nstvis.synthesis.style_losses import moment_sums as statistics
+
+__all__ = ["statistics", "style_loss"]
 
 WEIGHTS = (1, 0.1, 0.1)  # of Gram matrices, means and deviations
-EPSILON = 1e-6  # without it a constant channel's deviation has an infinite gradient
+# Without it a constant channel's deviation has an infinite gradient; and the share of a
+# mean square below which a variance is a rounding error.
+EPSILON, ROUNDING = 1e-6, 1e-6
 
 
-class Moments(NamedTuple):
-    """Statistics of a layer's positions.
+class Target(NamedTuple):
+    """What is compared.
 
     Attributes:
         gram: Mean products of two channels, `[C, C]`.
@@ -27,27 +31,24 @@ class Moments(NamedTuple):
     deviation: Array
 
 
-def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
+def style_loss(styles: Sequence[Moments], shares: Array) -> StyleLoss:
     """The target has the moments of the styles' positions in these shares."""
-    each = [moments(style) for style in styles]
-    gram = blend(shares, [m.gram for m in each])
-    mean = blend(shares, [m.mean for m in each])
-    squares = [m.deviation**2 + (m.mean - mean) ** 2 for m in each]
-    deviation = jnp.sqrt(blend(shares, squares))
-    return StyleLoss(Moments(gram, mean, deviation), 1.0, distance)
+    mean = blend(shares, [style.mean for style in styles])
+    gram = blend(shares, [style.gram for style in styles])
+    return StyleLoss(Target(gram, mean, deviations(mean, gram)), 1.0, distance)
 
 
-def moments(activations: Array) -> Moments:
-    """Computes the moments of a layer's activations."""
-    rows = features(activations)
-    deviation = jnp.sqrt(rows.var(0) + EPSILON)
-    return Moments(gram_matrix(activations), rows.mean(0), deviation)
+def deviations(mean: Array, gram: Array) -> Array:
+    """Returns each channel's standard deviation."""
+    squares = jnp.diag(gram)
+    return jnp.sqrt(jnp.maximum(squares - mean**2, ROUNDING * squares) + EPSILON)
 
 
-def distance(activations: Array, target: Moments, key: Array) -> Array:
+def distance(canvas: Moments, target: Target, key: Array) -> Array:
     """The moments' weighted squared errors over their squares, 1 without activations."""
+    found = Target(canvas.gram, canvas.mean, deviations(canvas.mean, canvas.gram))
     errors = [
         jnp.sum((x - y) ** 2) / (jnp.sum(y**2) + TINY)
-        for x, y in zip(moments(activations), target, strict=True)
+        for x, y in zip(found, target, strict=True)
     ]
     return jnp.average(jnp.stack(errors), weights=jnp.array(WEIGHTS))

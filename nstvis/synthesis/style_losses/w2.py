@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from nstvis.synthesis.style_losses import TINY, StyleLoss, blend, features
-from nstvis.synthesis.style_losses.gram import gram_matrix
+from nstvis.synthesis.style_losses import TINY, Moments, StyleLoss, blend
+from nstvis.synthesis.style_losses import moment_sums as statistics
+
+__all__ = ["statistics", "style_loss"]
 
 FLOOR = 1e-3  # share of a covariance's norm that is added to its eigenvalues
+ROUNDING = 1e-6  # of the second moments, of which a covariance is a difference
 
 
 class Gaussian(NamedTuple):
@@ -32,40 +35,37 @@ class Gaussian(NamedTuple):
     root: Array
 
 
-def style_loss(styles: Sequence[Array], shares: Array) -> StyleLoss:
+def style_loss(styles: Sequence[Moments], shares: Array) -> StyleLoss:
     """The target is fitted to the styles' positions in these shares."""
-    each = [fitted(style) for style in styles]
-    mean = blend(shares, [m for m, _ in each])
-    around = [c + jnp.outer(m - mean, m - mean) for m, c in each]
-    covariance = raised(blend(shares, around))
+    mean = blend(shares, [style.mean for style in styles])
+    second = blend(shares, [style.gram for style in styles])
+    covariance = raised(mean, second)
     target = Gaussian(mean, jnp.trace(covariance), roots(covariance)[0])
     return StyleLoss(target, 1 / (mean @ mean + target.trace + TINY), distance)
 
 
-def distance(activations: Array, target: Gaussian, key: Array) -> Array:
+def distance(canvas: Moments, target: Gaussian, key: Array) -> Array:
     """The squared distance, of Gaussians whose covariances are both `raised`."""
-    mean, covariance = fitted(activations)
-    covariance = raised(covariance)
+    covariance = raised(canvas.mean, canvas.gram)
     product = _matmul(_matmul(target.root, covariance), target.root)
     spread = jnp.trace(covariance) + target.trace - 2 * trace_of_root(product)
-    return jnp.sum((mean - target.mean) ** 2) + spread
+    return jnp.sum((canvas.mean - target.mean) ** 2) + spread
 
 
-def fitted(activations: Array) -> tuple[Array, Array]:
-    """Computes the mean, `[C]`, and the covariance, `[C, C]`, of the positions."""
-    rows = features(activations)
-    mean = rows.mean(0)
-    # First: the mean of squares less the mean's square could have no root.
-    return mean, gram_matrix(rows - mean[None])
-
-
-def raised(covariance: Array) -> Array:
-    """Adds `FLOOR` times its norm to a covariance's diagonal.
+def raised(mean: Array, second: Array) -> Array:
+    """Returns a covariance with `FLOOR` times its norm added to its diagonal.
 
     A map of fewer positions than channels, or with dead channels, has a singular
-    covariance, and its root an infinite gradient.
+    covariance, and its root an infinite gradient. That of a nearly constant map is all
+    rounding errors, which have to be exceeded, too.
+
+    Args:
+        mean: `[C]`.
+        second: Mean products of two channels, `[C, C]`.
     """
-    return covariance + FLOOR * _norm(covariance) * jnp.eye(len(covariance))
+    covariance = second - jnp.outer(mean, mean)
+    least = FLOOR * _norm(covariance) + ROUNDING * _norm(second)
+    return covariance + least * jnp.eye(len(mean))
 
 
 @jax.custom_vjp

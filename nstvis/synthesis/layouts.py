@@ -1,0 +1,147 @@
+"""How a picture is computed: as a whole, or in blocks; on several devices, `Divided`.
+
+Sums over positions are the same in every layout, and so are their gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Sharding
+
+from nstvis.synthesis import blocks, losses
+from nstvis.synthesis.blocks import Block, Grid
+
+# From a block's pixels, the block (None for the whole picture), what is its own, and what
+# is common to all.
+OfBlock = Callable[[Array, Block | None, Any, Any], Any]
+
+
+class Layout:
+    """The layout of pictures of one size on one device.
+
+    Attributes:
+        size: Height and width, in pixels.
+        grid: The blocks; None for the whole picture.
+        shape: Of a picture's array, `[1, rows, width, 3]`.
+        of_pictures: Where an array of that shape is; None for the default device.
+        of_blocks: Likewise one with what belongs to each block along its first axis.
+        common: Likewise what belongs to all.
+    """
+
+    of_pictures: Sharding | None = None
+    of_blocks: Sharding | None = None
+    common: Sharding | None = None
+
+    def __init__(self, size: tuple[int, int], grid: Grid | None = None):
+        self.size, self.grid = size, grid
+        self.shape = 1, *size, 3
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of what the network is shown at once, `[1, height, width, 3]`."""
+        return 1, *(self.grid.size if self.grid else self.size), 3
+
+    @property
+    def count(self) -> int:
+        """Number of blocks, on all devices."""
+        return len(self.grid.blocks.start) if self.grid else 1
+
+    def total(
+        self,
+        sums: OfBlock,
+        picture: Array,
+        each: Any,
+        common: Any,
+        shift: Array | None = None,
+    ) -> Any:
+        """Adds up sums over all blocks. Only the picture has a gradient.
+
+        Args:
+            sums: Sums over what a block owns, nested in any way.
+            picture: Of any number of channels.
+            each: Arrays with what belongs to each block along the first axis.
+            common: Arrays that belong to all.
+            shift: Pixels by which the picture is rolled first, down and to the right.
+        """
+        picture = picture if shift is None else jnp.roll(picture, shift, (1, 2))
+        if not self.grid:
+            return sums(picture, None, jax.tree.map(lambda x: x[0], each), common)
+        size, all_blocks = self.grid.size, self.grid.blocks
+        return blocks.summed(sums, size, picture, all_blocks, each, common)
+
+    def mapped(self, function: OfBlock, picture: Array, common: Any) -> Any:
+        """Returns what a function returns of each block, stacked."""
+        if not self.grid:
+            found = function(picture, None, None, common)
+            return jax.tree.map(lambda x: x[None], found)
+        size, all_blocks = self.grid.size, self.grid.blocks
+        return blocks.mapped(function, size, picture, all_blocks, common)
+
+    def owned(
+        self, block: Block | None, layer: str, activations: Array
+    ) -> Array | None:
+        """Returns 1 for a layer's positions that a block owns; None if it owns all."""
+        if block is None or self.grid is None:
+            return None
+        return block.owned(self.grid.fields[layer], activations.shape[1:3])
+
+    def variation(self, picture: Array, power: int) -> Array:
+        """Computes a picture's total variation."""
+        return losses.total_variation(picture, power)
+
+    def filtered(
+        self, picture: Array, factors: Callable[[Array, Array], Array]
+    ) -> Array:
+        """Multiplies a picture's spectrum.
+
+        Args:
+            picture: Of any number of channels.
+            factors: From the frequencies down, `[height]`, and across, in cycles per
+                pixel, to factors `[height, frequencies across]`.
+        """
+        height, width = self.size
+        frequencies = jnp.fft.fftfreq(height), jnp.fft.rfftfreq(width)
+        spectrum = jnp.fft.rfft2(picture, axes=(1, 2))
+        spectrum *= factors(*frequencies)[None, :, :, None]
+        return jnp.fft.irfft2(spectrum, self.size, axes=(1, 2))
+
+    def spread(self, picture: Array) -> Array:
+        """Puts a whole picture, `[1, height, width, channels]`, where it is computed."""
+        return picture
+
+    def joined(self, tree: Any) -> Any:
+        """Makes a state's pictures whole again, on this host's first device."""
+        return tree
+
+    def placed(self, state: Any) -> Any:
+        """Puts a state of whole pictures where it is computed."""
+        return state
+
+    def shardings(self, state: Any) -> Any:
+        """Returns where the arrays of a state are; None on a single device."""
+        return None
+
+    def cut(self, guide: np.ndarray, layer: str, shape: tuple[int, int]) -> Array:
+        """Cuts a layer's map, `[height, width]`, into those of the blocks, stacked.
+
+        Args:
+            guide: The map of the whole picture.
+            layer: The layer.
+            shape: Height and width of a block's map.
+        """
+        if not self.grid:
+            return jnp.asarray(guide[None])
+        steps = [field.step for field in self.grid.fields[layer]]
+        places = [
+            np.ix_(
+                *(first + np.arange(n) for first, n in zip(start, shape, strict=True))
+            )
+            for start in self.grid.blocks.start // steps
+        ]
+        # Beyond the picture's last position no block owns anything.
+        padded = np.pad(guide, [(0, n) for n in shape])
+        return jax.device_put(np.stack([padded[x] for x in places]), self.of_blocks)

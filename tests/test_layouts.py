@@ -1,0 +1,209 @@
+"""Blocks and devices change nothing: the whole picture's objective and its gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstvis import devices, models
+from nstvis.synthesis import blocks, divided, losses, objective
+from nstvis.synthesis.layouts import Layout
+from nstvis.synthesis.objective import Picture
+from nstvis.synthesis.style import Settings
+from nstvis.synthesis.style_settings import layer_weights
+
+KEY = jax.random.key(0)
+# Content and style layers; the height and width of an odd picture; the side of its blocks.
+NETWORKS = {
+    "vgg_small": ("conv3_2", "conv1_1,conv2_1,conv3_1,conv4_1", (181, 150), 64),
+    "alexnet_small": ("conv3", "conv1,conv2,conv3,conv4,conv5", (165, 190), 64),
+    "alexnet": ("conv3", "conv1,conv2,conv3,conv4,conv5", (371, 330), 128),
+    "vgg19": ("conv4_2", "conv1_1,conv2_1,conv3_1,conv4_1,conv5_1", (203, 230), 64),
+}
+
+
+def pictures(size, count=2):
+    random = np.random.default_rng(0)
+    shape = count, *(-(-n // 8) for n in size), 3
+    large = random.integers(0, 256, shape).repeat(8, 1).repeat(8, 2)
+    return jnp.asarray(large[:, : size[0], : size[1]], jnp.float32)
+
+
+@functools.cache
+def load(name, layers):
+    names = models.layers(name)
+    return models.load(name, "random", last=max(layers, key=names.index))
+
+
+def configured(name, **changes):
+    content_layers, style_layers, *_ = NETWORKS[name]
+    defaults = Settings(
+        model=name, content_layers=content_layers, style_layers=style_layers
+    )
+    return dataclasses.replace(defaults, gamma=0.1, **changes)
+
+
+def network(config):
+    layers = layer_weights(config.content_layers) | layer_weights(config.style_layers)
+    return *load(config.model, tuple(layers)), list(layers)
+
+
+def computed(config, size, layout):
+    """Returns J and its gradient, both as of the whole picture."""
+    forward, params, _ = network(config)
+    content, painted = (x[None] for x in pictures(size))
+    canvas = pictures(size, 3)[2:]
+    make = objective.make_targets(forward, config, layout, [Layout(size)])
+    total = objective.make_objective(forward, config, layout)
+
+    def program(canvas, content, painted, params):
+        shown = Picture(content, {}), [Picture(painted, {})]
+        weights = config.alpha, config.beta, config.gamma
+        targets = make(params, *shown, {"": jnp.ones(1)}, weights)
+        return jax.value_and_grad(total, has_aux=True)(canvas, targets, KEY)
+
+    # Winograd's tiles lie elsewhere in blocks, and round otherwise.
+    with jax.default_matmul_precision("highest"):
+        (loss, _), gradient = jax.jit(program)(
+            layout.spread(canvas), layout.spread(content), painted, params
+        )
+    return float(loss), np.asarray(layout.joined(gradient))
+
+
+def difference(found, expected):
+    """Returns the largest of the gradient's errors over its largest value."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    return np.abs(found[1] - expected[1]).max() / np.abs(expected[1]).max()
+
+
+def cut(config, size, block, less=0):
+    """Returns a layout of blocks whose margins are some pixels smaller than needed."""
+    forward, params, layers = network(config)
+    fields = blocks.layer_fields(forward, params, layers)
+    smaller = {
+        name: tuple(field._replace(before=field.before - less) for field in both)
+        for name, both in fields.items()
+    }
+    counts = tuple(-(-n // block) for n in size)
+    return Layout(size, blocks.cut(size, counts, smaller)._replace(fields=fields))
+
+
+def stride(layout):
+    return max(field.step for both in layout.grid.fields.values() for field in both)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_gradient_in_blocks_is_the_whole_pictures(name):
+    *_, size, block = NETWORKS[name]
+    config = configured(name)
+    whole = computed(config, size, Layout(size))
+    layout = cut(config, size, block)
+    assert layout.count >= 6
+    assert difference(computed(config, size, layout), whole) < 1e-6
+    # Blocks start at multiples of the stride, so it takes as much to be too little.
+    less = cut(config, size, block, less=max(8, stride(layout)))
+    assert difference(computed(config, size, less), whole) > 2e-6
+
+
+# On several devices.
+
+SMALL = {"model": "alexnet", "content_layers": "conv2", "style_layers": "conv1,conv2"}
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = dataclasses.replace(configured("alexnet"), **SMALL, jitter=7)
+    size = 301, 90
+    return config, size, computed(config, size, Layout(size))
+
+
+def division(config, size, count, block=0):
+    forward, params, layers = network(config)
+    fields = blocks.layer_fields(forward, params, layers)
+    down, across = (-(-n // block) if block else 1 for n in size)
+    grid = blocks.cut(size, (-(-down // count) * count, across), fields)
+    mesh = devices.mesh(count)
+    return divided.Divided(size, grid, mesh, config.jitter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "block"), [(2, 0), (4, 0), (2, 50)])
+def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
+    config, size, whole = small
+    layout = division(config, size, count, block)
+    assert difference(computed(config, size, layout), whole) < 1e-6
+
+
+@pytest.mark.parametrize(("height", "count"), [(61, 2), (97, 4)])
+def test_what_is_spread_is_joined_again(height, count):
+    """And its variation and its spectrum are the whole picture's."""
+    field = blocks.Field(4, 3, 8)
+    grid = blocks.cut((height, 6), (count, 1), {"conv": (field, field)})
+    layout = divided.Divided((height, 6), grid, devices.mesh(count))
+    picture = np.random.default_rng(0).random((1, height, 6, 3), np.float32)
+    spread = layout.spread(picture)
+    assert spread.shape == layout.shape
+    assert len(spread.addressable_shards) == count
+    np.testing.assert_array_equal(layout.joined(spread), picture)
+    for power in (1, 2):
+        found = layout.variation(spread, power)
+        expected = losses.total_variation(picture, power)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    smoothed = layout.filtered(
+        spread, lambda down, across: down[:, None] + across[None]
+    )
+    expected = Layout((height, 6)).filtered(
+        picture, lambda down, across: down[:, None] + across[None]
+    )
+    np.testing.assert_allclose(layout.joined(smoothed), expected, atol=1e-5)
+
+
+def test_too_few_rows_take_fewer_devices():
+    fields = {"conv": (blocks.Field(4, 30, 34),) * 2}
+    counts = [
+        len(layout.of_pictures.device_set) if layout.of_pictures else 1
+        for layout in (
+            divided.make_layout((n, 8), 0, fields, 0) for n in (50, 160, 400)
+        )
+    ]
+    assert counts == [1, 2, 4]
+    with jax.default_device(jax.devices()[1]):
+        assert divided.make_layout((400, 8), 0, fields, 0).of_pictures is None
+
+
+# The blocks themselves.
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    length=st.integers(30, 300),
+    count=st.integers(1, 9),
+    steps=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=3),
+    reach=st.integers(0, 40),
+)
+def test_each_position_is_owned_once_and_sees_its_field(length, count, steps, reach):
+    """Of maps whose positions start at every multiple of their step."""
+    fields = {
+        str(i): (blocks.Field(n, reach, reach + n),) * 2 for i, n in enumerate(steps)
+    }
+    grid = blocks.cut((length, 16), (count, 1), fields)
+    assert grid.size[0] % max(steps) == length % max(steps)
+    for name, (field, _) in fields.items():
+        owners = np.zeros(length // field.step + 1, int)
+        for i, start in enumerate(grid.blocks.start[:, 0]):
+            assert start % field.step == 0
+            block = blocks.Block(*(x[i] for x in grid.blocks))
+            shape = grid.size[0] // field.step + 1, 16 // field.step
+            rows = np.flatnonzero(block.owned(fields[name], shape)[:, 0])
+            places = start // field.step + rows
+            owners[places[places < len(owners)]] += 1
+            first, end = places * field.step - reach, (places + 1) * field.step + reach
+            assert (first.clip(0) >= start).all()
+            assert (end.clip(None, length) <= start + grid.size[0]).all()
+        assert (owners == 1).all()
