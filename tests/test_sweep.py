@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def config(folder, kind: Any = experiment.Config, **changes):
+def config(folder, kind: Any = experiment.Config, **changes) -> Any:
     known = {
         "model": str(folder / "two.py"),
         "weights": "random",
