@@ -213,6 +213,8 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
         [_tile(cell.path, side) if cell.losses() else "not finite" for cell in line]
         for line in grid
     ]
+    painted = [x.size for line in cells for x in line if isinstance(x, Image.Image)]
+    side = max(map(max, painted), default=side)
     row_names = [_wrapped(rows.label(value), 24) for value in rows.values]
     names = [columns.label(value) for value in columns.values]
     if columns.field in PICTURES:
@@ -223,18 +225,16 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
         corner = [""] * (columns.field in PICTURES)
         cells = [[x, *line] for x, line in zip([*corner, *originals], cells)]
         names.insert(0, rows.field)
-    tiles = [x for line in cells for x in line if isinstance(x, Image.Image)]
-    width, height = (max((x.size[i] for x in tiles), default=side) for i in (0, 1))
-    size = width, height
+    width, height = (max((x[i] for x in painted), default=side) for i in (0, 1))
     padded = [
         [
-            x if isinstance(x, str) else ImageOps.pad(x, size, color="white")
+            x if isinstance(x, str) else ImageOps.pad(x, (width, height), color="white")
             for x in line
         ]
         for line in cells
     ]
     names = [_wrapped(name, max(12, width // 8)) for name in names]
-    return plots.grid(padded, row_names, names, size)
+    return plots.grid(padded, row_names, names, (width, height))
 
 
 def _original(field: str, cell: Cell, side: int) -> Image.Image:
