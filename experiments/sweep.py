@@ -31,7 +31,7 @@ class Config(sweep.Painting):
     # is one; nothing if empty.
     rows: str = f"style_layers:{ONE_BY_ONE}"
     # What the columns change, likewise.
-    columns: str = "alpha:0.03,0.3,3,30"
+    columns: str = "alpha:0.01,0.1,1,10"
     size: int = bounded(192, least=style_settings.SHORTEST_SIDE, most=16384)
 
     def check(self) -> None:
