@@ -85,7 +85,8 @@ class Cell(NamedTuple):
             raise FloatingPointError("the loss is not finite")
         losses = {name: float(row[name]) for name in LOSSES}
         note = dataclasses.asdict(self.painting) | {"step": len(transfer.costs)}
-        transfer.write(self.path, moment.state, note | losses)
+        # Not `transfer.write`: every host writes the pictures that it has painted.
+        images.write(self.path, transfer.picture(moment.state), note | losses)
 
 
 def check_cells(cells: Sequence[Cell]) -> Sizes:
