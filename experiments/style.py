@@ -23,7 +23,7 @@ import pathlib
 
 from PIL import Image
 
-from nstvis import images, plots
+from nstvis import devices, images, plots
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import Resumable, bounded
 from nstvis.runs.metrics import Metrics
@@ -33,6 +33,7 @@ from nstvis.synthesis import style_settings, sweep
 from nstvis.synthesis.style import Moment, StyleTransfer
 
 LOSSES = ("J", "J_content", "J_style")
+FRAME = 1024  # pixels of the long side
 LEFT = ("index.html", "film.png", "loss.png", "metrics.jsonl")  # besides the result
 
 
@@ -92,6 +93,10 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         note = dataclasses.asdict(config) | {"step": moment.step}
         transfer.write(workdir / config.output, moment.state, note)
 
+    def show(moment: Moment) -> None:
+        picture = transfer.picture(moment.state)
+        page.show(moment.step, picture, metrics, progress)
+
     with (
         page,
         checkpoints,
@@ -104,17 +109,22 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
                 if moment.metrics and (row := metrics.write(moment.metrics)):
                     progress.show(int(row["step"]), _numbers(row))
                 if step % config.frame_every == 0 or step == len(transfer.costs):
-                    frame = workdir / "frames" / f"{step:06}.png"
-                    images.write(frame, transfer.picture(moment.state))
+                    _write_frame(workdir, step, transfer.picture(moment.state))
                     keep(moment)
-                if page.due():
-                    page.show(step, transfer.picture(moment.state), metrics, progress)
-                if progress.interrupted:
+                if devices.agreed(int(page.due()), step):
+                    show(moment)
+                # The number of a signal, which stops, or 1, which only saves.
+                wish = progress.interrupted or int(checkpoints.due())
+                wish = devices.agreed(wish, step)
+                if wish > 1:
+                    progress.interrupted = wish
                     break
-                if checkpoints.due():
+                if wish:
                     metrics.flush()
                     checkpoints.save(step, moment.state)
                     keep(moment)
+            else:  # or one host alone would be interrupted by a late signal
+                progress.interrupted = devices.agreed(progress.interrupted, 0)
         except FloatingPointError:
             metrics.flush()
             keep(moment)
@@ -123,15 +133,24 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
             progress.show(int(row["step"]), _numbers(row))
         keep(moment)
         checkpoints.save(moment.step, moment.state)
-        _film(workdir)
-        page.show(moment.step, transfer.picture(moment.state), metrics, progress)
-    plots.metrics(workdir / "loss.png", metrics.read(), LOSSES, "log")
+        if devices.is_lead():
+            _film(workdir)
+        show(moment)
+    if devices.is_lead():
+        plots.metrics(workdir / "loss.png", metrics.read(), LOSSES, "log")
     return [config.output, *LEFT]
 
 
 def _pictures(config: Config) -> list[tuple[str, Image.Image]]:
     """Reads the content, then the styles; each is named after its file."""
     return [(path.stem, images.read(path)) for path in config.paths()]
+
+
+def _write_frame(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:
+    """Writes a frame of the film, of at most `FRAME` pixels."""
+    if devices.is_lead():
+        small = images.resize(picture, min(FRAME, max(picture.size)))
+        images.write(workdir / "frames" / f"{step:06}.png", small)
 
 
 def _film(workdir: pathlib.Path) -> None:

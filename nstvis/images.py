@@ -346,10 +346,18 @@ def _colors(
 
 def _quantized(values: np.ndarray, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """Scales 0..255 to the whole range of an integer type."""
-    if not np.isfinite(values).all():
-        raise ValueError("the colours are not all finite numbers")
     scale = np.iinfo(dtype).max // 255
-    return np.rint(np.clip(values, 0, 255) * scale).astype(dtype)
+    quantized = np.empty(values.shape, dtype)
+    # Some rows at a time, as each step makes a copy.
+    for rows, out in zip(_strips(values), _strips(quantized), strict=True):
+        if not np.isfinite(rows).all():
+            raise ValueError("the colours are not all finite numbers")
+        out[:] = np.rint(np.clip(rows, 0, 255) * scale)
+    return quantized
+
+
+def _strips(array: np.ndarray) -> Iterator[np.ndarray]:
+    return (array[i : i + 64] for i in range(0, len(array), 64))
 
 
 def _covariance_roots(colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -375,9 +383,12 @@ def _write_png(file: BinaryIO, picture: Any, note: str | None) -> None:
 
 
 def _write_jpeg(file: BinaryIO, picture: Any, note: str | None) -> None:
-    layer = _as_picture(picture).convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    flat = Image.alpha_composite(white, layer).convert("RGB")
+    flat = _as_picture(picture)
+    if flat.has_transparency_data:
+        layer = flat.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        flat = Image.alpha_composite(white, layer)
+    flat = flat.convert("RGB")
     flat.save(file, "JPEG", quality=95, subsampling="4:4:4", comment=note)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from nstvis import devices, models
-from nstvis.synthesis import blocks, divided, losses, objective
+from nstvis.runs.checkpoints import Checkpoints
+from nstvis.synthesis import blocks, divided, losses, objective, style
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Picture
 from nstvis.synthesis.style import Settings
@@ -140,6 +143,60 @@ def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
     assert difference(computed(config, size, layout), whole) < 1e-6
 
 
+@pytest.mark.slow
+def test_a_transfer_on_devices_is_that_on_one(tmp_path):
+    """Through two sizes, only the second of which is divided; and resumed there."""
+    config = Settings(
+        model="alexnet_small",
+        content_layers="conv2",
+        style_layers="conv1,conv3",
+        size=110,
+        scales=2,
+        steps=3,
+        margin=4,
+    )
+    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((110, 110)))
+    transfer = style.StyleTransfer(tall, [wide], config)
+    small, large = (program.layout for program in transfer._programs)
+    assert type(small) is Layout
+    assert isinstance(large, divided.Divided)
+    moments = [(m.metrics, m.step, transfer.array(m.state)) for m in transfer.run()]
+    with jax.default_device(jax.devices()[0]):
+        alone = style.StyleTransfer(tall, [wide], config)
+        for found, expected in zip(moments, alone.run(), strict=True):
+            for name, value in (expected.metrics or {}).items():
+                np.testing.assert_allclose(found[0][name], value, rtol=1e-4)
+            error = np.abs(found[2] - alone.array(expected.state))
+            assert error.max() < 0.05
+
+    checkpoints = Checkpoints(tmp_path, 0)
+    for moment in transfer.run():
+        if moment.step == 4:
+            checkpoints.save(4, moment.state)
+            break
+    *_, last = style.StyleTransfer(tall, [wide], config).run(4, checkpoints.restore)
+    np.testing.assert_array_equal(transfer.array(last.state), moments[-1][2])
+    with (
+        jax.default_device(jax.devices()[0]),
+        pytest.raises(ValueError, match="another number of devices"),
+    ):
+        next(alone.run(4, checkpoints.restore))
+
+
+@pytest.mark.slow
+def test_a_step_exchanges_rows_once_in_each_direction_and_gathers_none():
+    config = dataclasses.replace(configured("vgg_small"), size=2000, scales=1, margin=0)
+    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((120, 20)))
+    with jax.default_device(jax.devices()[0]):
+        [alone] = style.StyleTransfer(tall, [wide], config)._programs
+    [program] = style.StyleTransfer(tall, [wide], config)._programs
+    text = program.step.as_text()
+    assert "all-gather" not in text
+    # Above and below; the gradients back.
+    assert len(re.findall(r"= .* collective-permute\(", text)) == 4
+    assert program.memory < 0.33 * alone.memory  # on four devices, with what they share
+
+
 @pytest.mark.parametrize(("height", "count"), [(61, 2), (97, 4)])
 def test_what_is_spread_is_joined_again(height, count):
     """And its variation and its spectrum are the whole picture's."""
@@ -152,7 +209,8 @@ def test_what_is_spread_is_joined_again(height, count):
     assert len(spread.addressable_shards) == count
     np.testing.assert_array_equal(layout.joined(spread), picture)
     for power in (1, 2):
-        found = layout.variation(spread, power)
+        sums = functools.partial(layout.total, lambda *_: 0.0, each=(), common=())
+        _, found = jax.jit(functools.partial(sums, power=power))(spread)
         expected = losses.total_variation(picture, power)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     smoothed = layout.filtered(
@@ -166,15 +224,19 @@ def test_what_is_spread_is_joined_again(height, count):
 
 def test_too_few_rows_take_fewer_devices():
     fields = {"conv": (blocks.Field(4, 30, 34),) * 2}
-    counts = [
-        len(layout.of_pictures.device_set) if layout.of_pictures else 1
-        for layout in (
-            divided.make_layout((n, 8), 0, fields, 0) for n in (50, 160, 400)
-        )
-    ]
-    assert counts == [1, 2, 4]
+
+    def layouts(height):
+        return divided.make_layouts((height, 8), 0, [(50, 8), (400, 8)], fields, 0)
+
+    for height, count in {50: 1, 160: 2, 400: 4}.items():
+        canvas, small, large = layouts(height)
+        for layout in (canvas, small, large):
+            where = layout.of_pictures
+            assert (len(where.device_set) if where else 1) == count
+        assert type(small) is Layout
+        assert isinstance(large, divided.Divided) == (count > 1)
     with jax.default_device(jax.devices()[1]):
-        assert divided.make_layout((400, 8), 0, fields, 0).of_pictures is None
+        assert all(type(layout) is Layout for layout in layouts(400))
 
 
 # The blocks themselves.

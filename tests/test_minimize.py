@@ -8,6 +8,7 @@ import pytest
 
 from nstvis.synthesis import minimize, optimizers
 from nstvis.synthesis.canvas import cropped, framed
+from nstvis.synthesis.layouts import Layout
 
 KEY = jax.random.key(0)
 TARGET = 100.0
@@ -20,7 +21,7 @@ EVERY_OPTIMIZER = pytest.mark.parametrize(
 
 def test_a_smoothed_gradient_is_divided_by_its_frequencies():
     power, gradient = 0.5, np.random.default_rng(0).normal(size=(1, 12, 15, 3))
-    smooth = optimizers.smooth_gradient(power)
+    smooth = optimizers.smooth_gradient(power, Layout((12, 15)))
     ours, _ = smooth.update(jnp.asarray(gradient, jnp.float32), smooth.init(None))
     frequencies = np.hypot(np.fft.fftfreq(12)[:, None], np.fft.fftfreq(15)[None])
     factors = np.maximum(frequencies * 15, 1) ** -power
@@ -31,7 +32,7 @@ def test_a_smoothed_gradient_is_divided_by_its_frequencies():
 
 def test_a_gradient_smoothed_by_nothing_is_itself():
     gradient = jax.random.normal(jax.random.key(0), (1, 5, 7, 3))
-    smooth = optimizers.smooth_gradient(0.0)
+    smooth = optimizers.smooth_gradient(0.0, Layout((5, 7)))
     ours, _ = smooth.update(gradient, smooth.init(None))
     assert jnp.array_equal(ours, gradient)
 

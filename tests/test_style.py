@@ -16,7 +16,7 @@ from PIL import Image
 
 from nstvis import assets, devices, images, models
 from nstvis.runs import config
-from nstvis.synthesis import canvas, objective, style, style_settings
+from nstvis.synthesis import canvas, objective, programs, style, style_settings
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.optimizers import LEARNING_RATES, make_optimizer
 
@@ -205,7 +205,7 @@ def test_styles_are_blended_by_their_weights(network):
 
 @pytest.mark.slow
 def test_jitter_rolls_canvas_and_content_alike(network):
-    forward, params = network
+    forward, _ = network
     rolling = quick(jitter=3, units="neural_style", beta=1.0, gamma=0.0)
     still = dataclasses.replace(rolling, jitter=0)
     # Noise, so that no two shifts have the same loss.
@@ -374,7 +374,7 @@ def test_style_scale_is_the_size_of_the_style(monkeypatch):
     narrow = math.ceil(style_settings.SHORTEST_SIDE * max(STYLE.size) / min(STYLE.size))
     for scale, side in {2.0: 80, 0.1: narrow}.items():
         sides.clear()
-        style.StyleTransfer(CONTENT, [STYLE], quick(style_scale=scale))
+        next(style.StyleTransfer(CONTENT, [STYLE], quick(style_scale=scale)).run())
         assert set(sides) == {side}
 
 
@@ -482,7 +482,7 @@ def test_a_style_blend_that_does_not_fit_is_refused(blend):
         ({"smoothing": 100.0}, "smoothing should be at least 0 and at most 4"),
         ({"style_scale": 1e-9}, "style_scale should be at least 0.05"),
         ({"style_scale": 1e9}, "at most 10, not 1000000000.0"),
-        ({"size": 10**6}, "size should be at least 32 and at most 8192"),
+        ({"size": 10**6}, "size should be at least 32 and at most 16384"),
         ({"seed": 2**64}, "should fit in 64 bits"),
         ({"content_layers": "conv3:-1"}, "should be a number above 0"),
         ({"style_layers": "conv1,conv1:2"}, "conv1 is given twice"),
@@ -533,10 +533,28 @@ def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
         devices, "needed_memory", lambda p: needs.append(needed_memory(p)) or needs[-1]
     )
     monkeypatch.setattr(devices, "free_memory", lambda: 0.6 * max(needs))
-    with pytest.raises(MemoryError) as refusal:
-        paint(size=320, margin=16)
-    *_, fits = re.findall(r"\d+ should fit", str(refusal.value))
-    paint(size=int(fits.split()[0]), steps=1, margin=16)
+    with jax.default_device(jax.devices()[0]):
+        with pytest.raises(MemoryError, match="or leave block=-1") as refusal:
+            paint(size=320, margin=16, block=0)
+        *_, fits = re.findall(r"\d+ should fit", str(refusal.value))
+        paint(size=int(fits.split()[0]), steps=1, margin=16, block=0)
+
+
+@pytest.mark.slow
+def test_a_picture_too_large_for_the_memory_is_painted_in_blocks(monkeypatch, caplog):
+    whole, needs = paint(size=400, steps=1, jitter=0), []
+    programs._compiled.cache_clear()
+    needed_memory = devices.needed_memory
+    monkeypatch.setattr(
+        devices, "needed_memory", lambda p: needs.append(needed_memory(p)) or needs[-1]
+    )
+    monkeypatch.setattr(devices, "free_memory", lambda: 0.9 * max(needs))
+    with jax.default_device(jax.devices()[0]), caplog.at_level(logging.INFO):
+        painted = paint(size=400, steps=1, jitter=0)
+    assert re.search(r"400 x 320 pixels needs .* in \d+ blocks", caplog.text)
+    assert needs[-1] < 0.9 * max(needs)
+    difference = np.abs(images.to_array(painted) - images.to_array(whole))
+    assert difference.max() <= 1
 
 
 def test_random_filters_are_said_aloud(caplog):

@@ -165,7 +165,7 @@ def test_newton_schulz_is_sqrtm(eigenvalues, size):
         single, _ = w2.roots(jnp.asarray(matrix, jnp.float32))
         assert np.linalg.norm(single - expected) < 1e-4 * np.linalg.norm(expected)
         trace = w2.trace_of_root(jnp.asarray(matrix, jnp.float32))
-        np.testing.assert_allclose(trace, np.trace(expected), rtol=5e-5)
+        np.testing.assert_allclose(trace, np.trace(expected), rtol=1e-4)
 
 
 # Gradients.

@@ -34,6 +34,7 @@ from nstvis.runs.progress import Progress
 logger = logging.getLogger(__name__)
 
 LONG_SIDE = 640  # of the copies of the pictures that a run starts from
+NOW = 1024  # of the picture as it stands
 POINTS = 400  # of a curve, at most
 PACE = 2.0, 30.0  # seconds between two looks at the picture, at least and at most
 COST = 0.02  # share of the run's time that it may take to show it
@@ -83,6 +84,8 @@ class Page:
         }
 
     def __enter__(self) -> Self:
+        if not devices.is_lead():
+            return self
         (self._folder / "page").mkdir(exist_ok=True)
         for name, picture in self._pictures.items():
             images.write(self._folder / name, picture)
@@ -119,9 +122,12 @@ class Page:
         self, step: int, picture: Image.Image, metrics: Metrics, progress: Progress
     ) -> None:
         """Shows the picture as it stands after a step, and the run's numbers."""
+        if not devices.is_lead():
+            return
         began = time.monotonic()
         now = "page/now.jpg"
-        images.write(self._folder / now, picture)
+        small = images.resize(picture, min(NOW, max(picture.size)))
+        images.write(self._folder / now, small)
         frames = [
             (int(path.stem), f"frames/{path.name}")
             for path in sorted((self._folder / "frames").glob("*.png"))
@@ -143,6 +149,8 @@ class Page:
         self._next = began + min(most, max(least, cost / COST))
 
     def _write(self) -> None:
+        if not devices.is_lead():
+            return
         seconds = self._earlier + time.monotonic() - self._began
         self._data |= {"time": time.time(), "seconds": seconds}
         script = f"var run = {json.dumps(self._data)};\n"

@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from nstvis import models
+from nstvis.synthesis.losses import total_variation
 from nstvis.units.receptive_fields import receptive_fields
 
 FAR = 2**30  # beyond any picture
@@ -55,9 +56,9 @@ class Block(NamedTuple):
         end: The one after the last that it owns.
     """
 
-    start: Array
-    first: Array
-    end: Array
+    start: Any
+    first: Any
+    end: Any
 
     @property
     def count(self) -> int:
@@ -151,7 +152,8 @@ def _cut(length: int, count: int, fields: Sequence[Field]) -> tuple:
     stride = math.lcm(*(field.step for field in fields))
     edges = stride * (np.arange(count + 1) * -(-length // stride) // count)
     before = max(field.before for field in fields)
-    after = max(field.end - field.step for field in fields)
+    # At least the next pixel, for the total variation.
+    after = max(1, *(field.end - field.step for field in fields))
     size = int(np.diff(edges).max()) + before + after + stride - 1
     size = min(length, size + (length - size) % stride)
     starts = np.clip((edges[:-1] - before) // stride * stride, 0, length - size)
@@ -167,7 +169,7 @@ def piece(picture: Array, block: Block, size: tuple[int, int]) -> Array:
 
 
 # From a block's pixels, the block, what is its own and what is common to all.
-OfBlock = Callable[[Array, Block, Any, Any], Any]
+OfBlock = Callable[[Array, Any, Any, Any], Any]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -190,14 +192,15 @@ def summed(
         common: Arrays that all blocks share.
     """
 
-    def add(total: Any, own: tuple) -> tuple[Any, None]:
-        found = sums(piece(picture, own[0], size), *own, common)
-        return jax.tree.map(jnp.add, total, found), None
+    def of_block(own: tuple[Block, Any]) -> Any:
+        block, its = own
+        return sums(piece(picture, block, size), block, its, common)
+
+    def add(total: Any, own: tuple[Block, Any]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_block(own)), None
 
     first = jax.tree.map(lambda x: jnp.asarray(x)[0], (blocks, each))
-    shapes = jax.eval_shape(
-        lambda own: sums(piece(picture, own[0], size), *own, common), first
-    )
+    shapes = jax.eval_shape(of_block, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.scan(add, zeros, (blocks, each))[0]
 
@@ -211,10 +214,11 @@ def _summed_backward(sums, size, residuals, cotangent):
     """Goes through all blocks again, as nothing but the picture was kept."""
     picture, blocks, each, common = residuals
 
-    def add(gradient: Array, own: tuple) -> tuple[Array, None]:
-        pixels = piece(picture, own[0], size)
-        _, pull = jax.vjp(lambda pixels: sums(pixels, *own, common), pixels)
-        place = (0, *own[0].start, 0)
+    def add(gradient: Array, own: tuple[Block, Any]) -> tuple[Array, None]:
+        block, its = own
+        pixels = piece(picture, block, size)
+        _, pull = jax.vjp(lambda pixels: sums(pixels, block, its, common), pixels)
+        place = (0, *block.start, 0)
         here = lax.dynamic_slice(gradient, place, pixels.shape) + pull(cotangent)[0]
         return lax.dynamic_update_slice(gradient, here, place), None
 
@@ -236,3 +240,15 @@ def mapped(
     return lax.map(
         lambda block: function(piece(picture, block, size), block, None, common), blocks
     )
+
+
+def variation(
+    size: tuple[int, int], picture: Array, blocks: Block, power: int
+) -> Array:
+    """Computes a picture's total variation block by block, in little memory."""
+    pixel = Field(1, 0, 1), Field(1, 0, 1)
+
+    def sums(pixels: Array, block: Block, _: Any, __: Any) -> Array:
+        return total_variation(pixels, power, block.owned(pixel, size))
+
+    return summed(sums, size, picture, blocks, (), ())

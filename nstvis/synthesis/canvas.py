@@ -6,8 +6,9 @@ Schubert 2017, "Feature Visualization", https://doi.org/10.23915/distill.00007, 
 constants these are).
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ COLORS = _COLOR_ROOT / np.linalg.norm(_COLOR_ROOT, axis=0).max()
 DEVIATION = 0.01  # of the noise at the start
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def white_noise(key: Array, shape: tuple[int, ...]) -> Array:
     """Returns a picture of Gaussian noise around grey, `shape`, clipped to 0..255."""
     return jnp.clip(128 + 40 * jax.random.normal(key, shape), 0, 255)
@@ -43,7 +45,7 @@ def framed(picture: Array, margin: int) -> Array:
     return jnp.pad(picture, around, "reflect")
 
 
-def cropped(picture: Array, margin: int) -> Array:
+def cropped(picture: Any, margin: int) -> Any:
     """Takes so many pixels away on all sides."""
     height, width = picture.shape[1:3]
     return picture[:, margin : height - margin, margin : width - margin]

@@ -7,8 +7,7 @@ layer like AlexNet's first.
 """
 
 import contextlib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,14 +89,17 @@ class Divided(Layout):
         each: Any,
         common: Any,
         shift: Array | None = None,
-    ) -> Any:
+        power: int = 2,
+    ) -> tuple[Any, Array]:
         shift = jnp.zeros(2, jnp.int32) if shift is None else shift
 
         def local(picture, own, each, here, common, shift):
-            window = jnp.roll(self._window(picture, here), shift[1], 2)
-            own = own.moved(self._above - here.first[0] - shift[0])
-            arguments = sums, self._grid.size, window, own, each, common
-            return lax.psum(blocks.summed(*arguments), AXIS)
+            window, size = self._window(picture, here), self._grid.size
+            own = own.moved(self._above - here.first[0])
+            variation = blocks.variation(size, window[..., :3], own, power)
+            rolled = jnp.roll(window, shift[1], 2), own.moved(-shift[0])
+            total = blocks.summed(sums, size, *rolled, each, common)
+            return lax.psum((total, variation), AXIS)
 
         divided = picture, self._grid.blocks, each, self._here
         return self._on_devices(local, P(), *divided, common=(common, shift))
@@ -110,21 +112,6 @@ class Divided(Layout):
 
         divided = picture, self._grid.blocks, self._here
         return self._on_devices(local, P(AXIS), *divided, common=(common,))
-
-    def variation(self, picture: Array, power: int) -> Array:
-        height, _ = self.size
-
-        def local(picture, here):
-            window = self._window(picture, here)[:, self._above :][:, : self._most + 1]
-            rows = np.arange(self._most)
-            held = (rows < here.held).astype(jnp.float32)
-            followed = held * (here.first + rows < height - 1)
-            down = jnp.abs(jnp.diff(window, axis=1)) ** power
-            right = jnp.abs(jnp.diff(window[:, :-1], axis=2)) ** power
-            followed, held = (x[None, :, None, None] for x in (followed, held))
-            return lax.psum(jnp.sum(followed * down) + jnp.sum(held * right), AXIS)
-
-        return self._on_devices(local, P(), picture, self._here)
 
     def filtered(
         self, picture: Array, factors: Callable[[Array, Array], Array]
@@ -206,29 +193,60 @@ def _is_made_of(x: Any, shape: tuple[int, ...]) -> bool:
     return x.shape[-4:] == shape
 
 
-def make_layout(
-    size: tuple[int, int], jitter: int, fields: Fields, block: int
-) -> Layout:
-    """Returns the layout of pictures, on as many devices as their rows suffice for.
+def make_layouts(
+    canvas: tuple[int, int],
+    jitter: int,
+    styles: Sequence[tuple[int, int]],
+    fields: Fields,
+    block: int,
+) -> list[Layout]:
+    """Returns the layouts of a canvas and of styles, on as many devices as can divide it.
 
     Args:
-        size: Height and width, in pixels.
-        jitter: Pixels by which pictures are rolled, less than that.
+        canvas: Height and width, in pixels.
+        jitter: Pixels by which the canvas is rolled, less than that.
+        styles: Heights and widths. One that is too small to be divided is computed on
+            every device.
         fields: Of the layers that are looked at.
         block: Side of the squares that blocks own, about, in pixels; 0 for one block on
             each device.
     """
     for count in _device_counts():
-        down, across = (math.ceil(n / block) if block else 1 for n in size)
-        down = -(-down // count) * count
-        if (count, down, across) == (1, 1, 1):
-            return Layout(size)
-        grid = blocks.cut(size, (down, across), fields)
-        if count == 1:
-            return Layout(size, grid)
+        mesh = devices.mesh(count) if count > 1 else None
+        if mesh is None:
+            return [_undivided(size, fields, block) for size in (canvas, *styles)]
         with contextlib.suppress(ValueError):  # too few rows
-            return Divided(size, grid, devices.mesh(count), jitter)
-    raise AssertionError("one device suffices for any picture")
+            layouts = [_divided(canvas, jitter, fields, block, mesh)]
+            break
+    for size in styles:
+        try:
+            layouts.append(_divided(size, 0, fields, block, mesh))
+        except ValueError:
+            everywhere = NamedSharding(mesh, P())
+            layouts.append(_undivided(size, fields, block, everywhere))
+    return layouts
+
+
+def _divided(
+    size: tuple[int, int], jitter: int, fields: Fields, block: int, mesh: Mesh
+) -> Layout:
+    down, across = _counts(size, block)
+    down = -(-down // mesh.size) * mesh.size
+    return Divided(size, blocks.cut(size, (down, across), fields), mesh, jitter)
+
+
+def _undivided(
+    size: tuple[int, int], fields: Fields, block: int, where: Sharding | None = None
+) -> Layout:
+    counts = _counts(size, block)
+    grid = blocks.cut(size, counts, fields) if max(counts) > 1 else None
+    return Layout(size, grid, where)
+
+
+def _counts(size: tuple[int, int], block: int) -> tuple[int, int]:
+    """Returns the rows and columns of blocks."""
+    height, width = size
+    return (-(-height // block), -(-width // block)) if block else (1, 1)
 
 
 def _device_counts() -> list[int]:

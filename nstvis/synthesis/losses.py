@@ -28,13 +28,25 @@ def content_loss(
     return 0.5 * jnp.sum(squares if owned is None else owned[..., None] * squares)
 
 
-def total_variation(images: Array, power: int) -> Array:
+def total_variation(images: Array, power: int, owned: Array | None = None) -> Array:
     """Sum of neighbouring pixels' absolute differences to the power 1 or 2.
 
     Power 1 is neural-style-pt's; 2 is smoother (Mahendran & Vedaldi 2015).
+
+    Args:
+        images: `[n, height, width, channels]`.
+        power: 1 or 2.
+        owned: 1 for the pixels whose differences from those below them and to their right
+            count, `[height, width]`; all by default.
     """
-    down, right = jnp.diff(images, axis=1), jnp.diff(images, axis=2)
-    return jnp.sum(jnp.abs(down) ** power) + jnp.sum(jnp.abs(right) ** power)
+    down, right = (jnp.abs(jnp.diff(images, axis=axis)) ** power for axis in (1, 2))
+    if owned is not None:
+        down, right = down * _like(owned[:-1]), right * _like(owned[:, :-1])
+    return jnp.sum(down) + jnp.sum(right)
+
+
+def _like(owned: Array) -> Array:
+    return owned[None, :, :, None]
 
 
 class Units(NamedTuple):
@@ -49,7 +61,7 @@ class Units(NamedTuple):
         white: The value of white that the network is shown.
     """
 
-    content: Callable[[Array, Array], Array | float]
+    content: Callable[[Array, int], Array | float]
     style: Callable[[int], float] | None
     variation: Callable[[int], float] = lambda size: 1.0
     white: float = 255.0

@@ -34,9 +34,8 @@ class State(NamedTuple):
         step: Steps done, a scalar.
         canvas: The picture, `[1, height, width, 3]`, 0..255, or its parameters.
         optimizer: The optimiser's state.
-        best: The canvas with the lowest loss so far.
+        best: The canvas with the lowest loss so far, whose gradient was finite, too.
         best_loss: That loss.
-        sound: The last canvas whose loss and gradient were finite.
         damping: Factor on the step's length; halved after each non-finite loss.
     """
 
@@ -45,7 +44,6 @@ class State(NamedTuple):
     optimizer: Any
     best: Array
     best_loss: Array
-    sound: Array
     damping: Array
 
 
@@ -57,7 +55,6 @@ def start(canvas: Array, optimizer: optax.GradientTransformation) -> State:
         optimizer=optimizer.init(canvas),
         best=canvas,
         best_loss=jnp.float32(jnp.inf),
-        sound=canvas,
         damping=jnp.float32(1),
     )
     # Copies, because a step that donates its state must not find one buffer twice.
@@ -94,7 +91,6 @@ def enlarge(
         optimizer=moments if fits else jax.tree.map(jnp.copy, fresh),
         best=jnp.copy(canvas),
         best_loss=jnp.float32(jnp.inf),
-        sound=jnp.copy(canvas),
     )
 
 
@@ -114,8 +110,7 @@ def make_step(
     The step takes a state, the objective's data and a key that it folds the step
     number into, and returns the next state and the metrics at the state it was given:
     the objective's own, `J`, and the `damping`. When the loss or its gradient is not
-    finite, the canvas goes back to the last one where they were and the step's length
-    is halved.
+    finite, the canvas goes back to the best one and the step's length is halved.
 
     Args:
         objective: Maps a canvas, data and a key to a loss and a dict of metrics.
@@ -195,11 +190,10 @@ def _advanced(
     better = sound & (loss < state.best_loss)
     following = State(
         step=state.step + 1,
-        canvas=jnp.where(sound, moved, state.sound),
+        canvas=jnp.where(sound, moved, state.best),
         optimizer=optax.tree.where(sound, moments, state.optimizer),
         best=jnp.where(better, state.canvas, state.best),
         best_loss=jnp.where(better, loss, state.best_loss),
-        sound=jnp.where(sound, state.canvas, state.sound),
         damping=jnp.where(sound, state.damping, state.damping / 2),
     )
     metrics = {"step": following.step, "J": loss} | metrics

@@ -63,7 +63,7 @@ class Targets(NamedTuple):
     """
 
     params: Any
-    content: Array | None
+    content: Any
     activations: dict[str, Array]
     guidance: Guidance
     styles: dict[str, StyleLoss]
@@ -120,7 +120,7 @@ def make_targets(
         shares: Shares,
         weights: Weights,
     ) -> Targets:
-        for each in (layout, *style_layouts):
+        for each in (*style_layouts, layout):  # of the last, which are needed below
             shapes = _shapes(forward, params, each, [*content_weights, *style_weights])
         activations, squares = layout.mapped(seen, content.pixels, params)
         painted = [
@@ -190,8 +190,9 @@ def make_objective(
             picture = jnp.concatenate([canvas, targets.content], -1)
             activations = {}
         each = activations, targets.guidance
-        total = layout.total(sums, picture, each, targets.params, shift)
-        variation = layout.variation(canvas, settings.tv_power)
+        total, variation = layout.total(
+            sums, picture, each, targets.params, shift, settings.tv_power
+        )
         return loss(total, variation, targets, key)
 
     return objective
@@ -233,7 +234,8 @@ def style_sums(
     def sums(pixels, block, guidance, params):
         return _style(forward(params, pixels), block, guidance, settings, layout)
 
-    return layout.total(sums, picture.pixels, picture.guidance, params)
+    total, _ = layout.total(sums, picture.pixels, picture.guidance, params)
+    return total
 
 
 def whole_sums(

@@ -20,7 +20,7 @@ from nstvis import devices, models
 from nstvis.hoisting import hoisted
 from nstvis.runs.registry import unknown
 from nstvis.synthesis import blocks, losses, masks, minimize, style_losses
-from nstvis.synthesis.divided import make_layout
+from nstvis.synthesis.divided import make_layouts
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import (
     Guidance,
@@ -125,16 +125,21 @@ def of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
         MemoryError: A picture is too large for the memory that is free.
     """
     found, block = [], max(0, settings.block)
-    free = devices.free_memory()
     for size in sizes:
         program = _compile(settings, size, block)
+        free = devices.free_memory()
         if program.memory > free and settings.block < 0 and not block:
             block = _block_that_fits(program, sizes[-1], settings, free)
             program = _compile(settings, size, block) if block else program
         if program.memory > free:
             raise MemoryError(_too_large(program, size, settings, free))
         found.append(program)
-    _log_memory(found[-1], settings, free)
+    count = program.layout.count
+    logger.info(
+        "%s%s",
+        _needs(program, settings, free),
+        f", in {count} blocks" if count > 1 else "",
+    )
     return found
 
 
@@ -273,8 +278,7 @@ def _layouts(settings: Settings, size: Size, block: int) -> list[Layout]:
         return [Layout(picture) for picture in pictures]
     forward, params = network(settings)
     fields = blocks.layer_fields(forward, params, _layers(settings))
-    jitters = settings.jitter, *[0] * len(size.styles)
-    return [make_layout(*x, fields, block) for x in zip(pictures, jitters, strict=True)]
+    return make_layouts(size.content, settings.jitter, size.styles, fields, block)
 
 
 def _abstract(
@@ -283,7 +287,7 @@ def _abstract(
     params: models.Params,
     settings: Settings,
     regions: Sequence[str],
-) -> Picture:
+) -> Any:
     """Returns the shapes of a picture and of its regions' guidance."""
     image = jax.ShapeDtypeStruct(layout.seen, jnp.float32)
     maps = jax.eval_shape(forward, params, image)
@@ -299,7 +303,7 @@ def _abstract(
     pixels = jax.ShapeDtypeStruct(
         layout.shape, jnp.float32, sharding=layout.of_pictures
     )
-    return Picture(pixels, guidance)
+    return Picture(pixels, guidance)  # pyright: ignore[reportArgumentType]
 
 
 def _block_that_fits(
@@ -326,12 +330,6 @@ def _too_large(program: Programs, size: Size, settings: Settings, free: int) -> 
     hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
     hint += ", or leave block=-1" if settings.block == 0 else ""
     return f"{_needs(program, settings, free)}: lower the size{hint}"
-
-
-def _log_memory(program: Programs, settings: Settings, free: int) -> None:
-    count = program.layout.count
-    blocks = f", in {count} blocks" if count > 1 else ""
-    logger.info("%s%s", _needs(program, settings, free), blocks)
 
 
 def _needs(program: Programs, settings: Settings, free: int) -> str:

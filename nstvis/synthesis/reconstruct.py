@@ -153,8 +153,9 @@ def make_targets(
     weights = _objective_settings(layers, settings)
 
     def data(params: models.Params, content: Array, style: Array) -> Data:
-        layout, style_layout = (Layout(x.shape[1:3]) for x in (content, style))
-        make = objective.make_targets(forward, weights, layout, [style_layout])
+        _, height, width, _ = content.shape
+        layout = Layout((height, width))
+        make = objective.make_targets(forward, weights, layout, [layout])
         pictures = Picture(content, {}), [Picture(style, {})]
         terms = weights.alpha, weights.beta, weights.gamma
         targets = make(params, *pictures, {"": jnp.ones(1)}, terms)

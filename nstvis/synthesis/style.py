@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from nstvis import images
+from nstvis import devices, images
 from nstvis.layers import CAFFE_MEAN
 from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
 from nstvis.synthesis.objective import Guidance, Picture, Targets
@@ -95,6 +95,7 @@ class StyleTransfer:
         self._network = programs.network(settings)
         self._sizes = self._list_sizes()
         self._programs = programs.of_sizes(settings, self._sizes)
+        devices.give_memory_back()  # what the compiler took
         self.costs = [
             each.flops
             for size, each in zip(self._sizes, self._programs, strict=True)
@@ -113,7 +114,7 @@ class StyleTransfer:
             restore: Returns that run's state, given a fresh one of the same size.
         """
         key, canvas_key = jax.random.split(jax.random.key(self.settings.seed))
-        state = before = None
+        before = None
         for size, program in zip(self._sizes, self._programs, strict=True):
             if size.steps[1] < max(done, 1):
                 continue
@@ -123,8 +124,11 @@ class StyleTransfer:
                 state = restore(program.start(start))
                 yield Moment(done, state, None)
             else:
-                state = self._enlarged(state, before, program)
+                state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
+            devices.give_memory_back()  # what was only needed on the way
             targets = self._targets(program, content, styles)
+            del content, styles  # which may be as large as all the rest
+            devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
             taken = minimize.minimize(program.step, state, targets, key, steps)
             for number, (state, metrics) in zip(steps, taken, strict=True):
@@ -135,30 +139,40 @@ class StyleTransfer:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
         layouts = (program.layout for program in self._programs)
         layout = next(each for each in layouts if each.shape == state.best.shape)
-        best = canvas.cropped(np.asarray(layout.joined(state.best)), self._margin)
-        array = best[0].clip(0, 255)  # a copy: the buffer will be donated
+        best = np.asarray(layout.joined(state.best))
+        array = canvas.cropped(best, self._margin)[0].clip(
+            0, 255
+        )  # a copy: the buffer will be donated
         if self.settings.preserve_color == "luminance":
             content = images.resize(self.content, max(array.shape))
-            array = images.keep_luminance(array, images.to_array(content))
+            return images.keep_luminance(array, images.to_array(content))
         return array
 
     def picture(self, state: minimize.State) -> Image.Image:
         """Renders the best canvas so far, with the content's transparency."""
-        transparent = self.content.mode == "RGBA"
-        alpha = self.content.getchannel("A") if transparent else None
-        return images.to_image(self.array(state), alpha)
+        return images.to_image(self.array(state), self._alpha())
 
     def write(
         self, path: pathlib.Path, state: minimize.State, note: dict[str, Any]
     ) -> None:
-        """Writes the best canvas so far with a note; .tif gets 16 bits per channel."""
-        picture = self.picture(state)
+        """Writes the best canvas so far with a note; .tif gets 16 bits per channel.
+
+        All hosts call it, as the canvas may be divided over them, and the lead writes.
+        """
+        array, alpha = self.array(state), self._alpha()
+        if not devices.is_lead():
+            return
         if path.suffix.lower() not in (".tif", ".tiff"):
-            return images.write(path, picture, note)
-        array = self.array(state)
-        if picture.mode == "RGBA":
-            array = np.dstack([array, np.asarray(picture.getchannel("A"))])
+            return images.write(path, images.to_image(array, alpha), note)
+        if alpha:
+            height, width, _ = array.shape
+            alpha = alpha.resize((width, height), Image.Resampling.LANCZOS)
+            array = np.dstack([array, np.asarray(alpha)])
         images.write(path, array, note)
+
+    def _alpha(self) -> Image.Image | None:
+        """Returns the content's opacity, if any of it is transparent."""
+        return self.content.getchannel("A") if self.content.mode == "RGBA" else None
 
     @property
     def _margin(self) -> int:
@@ -169,16 +183,15 @@ class StyleTransfer:
         sizes, first = [], 0
         colors = self._regions.colors if self._regions else ()
         for side, steps in style_settings.sizes(self.content.size, self.settings):
-            shapes = [
-                images.fitted_size(picture.size, long_side)[::-1]
+            (width, height), *styles = (
+                images.fitted_size(picture.size, long_side)
                 for picture, long_side in self._scaled(side)
-            ]
-            height, width = (n + 2 * self._margin for n in shapes[0])
-            steps = first, first + steps
-            sizes.append(
-                programs.Size((height, width), tuple(shapes[1:]), colors, steps)
             )
-            _, first = steps
+            content = height + 2 * self._margin, width + 2 * self._margin
+            styles = tuple((height, width) for width, height in styles)
+            numbers = first, first + steps
+            sizes.append(programs.Size(content, styles, colors, numbers))
+            _, first = numbers
         return sizes
 
     def _scaled(self, side: int) -> Iterator[tuple[Image.Image, int]]:
