@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nstvis import assets, images
+from nstvis import assets, devices, images
 from nstvis.runs.progress import Progress
 from nstvis.synthesis import programs, style, style_settings
 from nstvis.synthesis.style_settings import Settings
@@ -111,16 +111,18 @@ def check_cells(cells: Sequence[Cell]) -> Sizes:
 
 
 def paint(cells: Sequence[Cell], sizes: Sizes) -> None:
-    """Paints the cells that are not there, on every device of this host.
+    """Paints the cells that are not there, on every device of every host.
 
     Cells of the same programs follow one another. One whose loss is not finite is left
     out with a warning.
+
+    Raises:
+        Interrupted: A signal arrived.
     """
+    cells = cells[jax.process_index() :: jax.process_count()]
     done = [cell for cell in cells if cell.losses()]
     left = [cell for cell in cells if not cell.losses()]
     left.sort(key=lambda cell: _program(cell.painting, sizes))
-    if not left:
-        return
     local = jax.local_devices()
     waiting = collections.deque([*left, *[None] * len(local)])
     stop, reports = threading.Event(), queue.SimpleQueue()
@@ -162,6 +164,8 @@ def paint(cells: Sequence[Cell], sizes: Sizes) -> None:
             stop.set()
         for worker in working:
             worker.result()
+        # Waits for the other hosts: stopped or finished, all are so together.
+        progress.interrupted = devices.agreed(progress.interrupted, 0)
 
 
 def _program(painting: Painting, sizes: Sizes) -> list[Any]:

@@ -9,8 +9,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-from jax.experimental import multihost_utils
 from PIL import Image, ImageOps
 
 from nstvis import devices, images, plots
@@ -111,9 +109,7 @@ def run(
     cells = [cell for line in grid for cell in line]
     sizes = check_cells(cells)
     (workdir / "cells").mkdir(exist_ok=True)
-    paint(cells[jax.process_index() :: jax.process_count()], sizes)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("sweep")
+    paint(cells, sizes)
     if devices.is_lead():
         _write_table(workdir / "cells.csv", grid, rows, columns)
         images.write(workdir / "sheet.png", _sheet(grid, rows, columns))
