@@ -205,8 +205,10 @@ def test_killed_it_repeats_no_finished_cell(folder, tmp_path):
 def test_two_hosts_share_the_cells(folder, painted, tmp_path):
     workdir = tmp_path / "run"
     command = arguments(folder, columns="style_layers:conv1")
-    for host in start_hosts(*command, f"--workdir={workdir}", count=2, devices=1):
-        finish(host)
+    hosts = start_hosts(*command, f"--workdir={workdir}", count=2, devices=1)
+    lead, other = (finish(host) for host in hosts)
+    assert f"step {STEPS} of {STEPS}: " in lead  # of one of the two cells
+    assert str(workdir) not in other
     expected = contents(painted[0])
     assert contents(workdir) == {name: expected[name] for name in NAMES[::2]}
     assert table(workdir) == table(painted[0])[::2]
