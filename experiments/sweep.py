@@ -10,7 +10,11 @@ Gatys, Ecker & Bethge 2015 (arXiv:1508.06576), Figure 3: the style is matched in
 more layers from the top row to the bottom, and the content weighs more and more from left
 to right, here against `beta` = 3. Rows and columns may be any settings of
 `--experiment=style`, or other pictures. Leaves `sheet.png`, `cells.csv` with each
-picture's J and its terms, and the pictures in `cells/`.
+picture's J and its terms, and the pictures in `cells/`. A run that is stopped or killed
+repeats only the pictures that were not finished.
+
+The first command takes about five minutes on two cores: 16 pictures of 192 x 144 pixels,
+of which those in a row share their programs.
 """
 
 import dataclasses
