@@ -6,7 +6,8 @@ Both have random weights of the same shapes, the same pictures and the same obje
 Gram losses at four or five layers, content at one, total variation, Adam. AlexNet and
 VGG-19 have max-pooling, vgg_small average pooling. PyTorch's is written as
 neural-style-pt is. For one case there is also PyTorch with glibc's allocator as it is
-by default. Last comes the time to the first picture of a small run of the default
+by default; for another, a picture in blocks is compared with the same one as a whole.
+Last comes the time to the first picture of a small run of the default
 command, import and compilation included.
 """
 
@@ -36,6 +37,8 @@ CASES = [
 ]
 QUICK = CASES[::2][:2] + CASES[3:4]
 UNTUNED = CASES[3]
+BLOCKS = ("vgg_small", 1024, 768, 1)
+BLOCK = 512  # pixels
 # Layers of content and style, and pooling.
 NETWORKS = {
     "alexnet": ("conv3", "conv1,conv2,conv3,conv4,conv5", "max"),
@@ -53,7 +56,7 @@ def pictures(width: int, height: int) -> Any:
     return rng.integers(0, 256, (2, height, width, 3), np.uint8)
 
 
-def ours(model: str, width: int, height: int) -> Take:
+def ours(model: str, width: int, height: int, block: int = 0) -> Take:
     """Our steps."""
     import jax
     from PIL import Image
@@ -82,6 +85,7 @@ def ours(model: str, width: int, height: int) -> Take:
         jitter=0,
         margin=0,
         annealing=False,
+        block=block,
     )
     content, style = map(Image.fromarray, pictures(width, height))
     moments = StyleTransfer(content, [style], settings).run()
@@ -146,7 +150,11 @@ def theirs(model: str, width: int, height: int) -> Take:
 def work(side: str, case: str) -> None:
     """Takes steps."""
     model, *size = case.split(",")
-    take = (ours if side == "ours" else theirs)(model, *map(int, size))
+    width, height = map(int, size)
+    if side == "ours_blocks":
+        take = ours(model, width, height, BLOCK)
+    else:
+        take = (ours if side == "ours" else theirs)(model, width, height)
     turns.serve(1, itertools.repeat(None), {"step": take})
 
 
@@ -177,6 +185,11 @@ def rows(measure: Measure, quick: bool) -> Iterator[Row | str]:
         for against, theirs in zip(names, others, strict=False):
             yield Row(f"{model} {width}x{height}", against, ours, theirs)
     if not quick:
+        model, width, height, steps = BLOCKS
+        tasks = ["ours_blocks step", "ours step"]
+        both = measure(f"{model},{width},{height}", tasks, steps)
+        name = f"{model} {width}x{height} in blocks of {BLOCK}"
+        yield Row(name, "the whole picture", *both)
         yield f"First picture, nothing compiled before: {first_picture():.1f} s."
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_runs import finish, signal_at, start_hosts, steps
 
-from nstvis import devices, models
+from nstvis import devices, images, models
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.synthesis import blocks, divided, losses, objective, style
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Picture
+from nstvis.synthesis.optimizers import LEARNING_RATES
 from nstvis.synthesis.style import Settings
 from nstvis.synthesis.style_settings import layer_weights
 
@@ -56,25 +59,48 @@ def network(config):
     return *load(config.model, tuple(layers)), list(layers)
 
 
-def computed(config, size, layout):
+def guides(config, layout, regions):
+    """Returns random guidance of the regions, the same whatever the layout."""
+    forward, params, _ = network(config)
+    seen, whole = (
+        jax.eval_shape(forward, params, jax.ShapeDtypeStruct(shape, "float32"))
+        for shape in (layout.seen, (1, *layout.size, 3))
+    )
+    random = np.random.default_rng(1)
+    return {
+        layer: {
+            region: layout.cut(
+                random.random(whole[layer].shape[1:3], np.float32),
+                layer,
+                seen[layer].shape[1:3],
+            )
+            for region in regions
+        }
+        for layer in (layer_weights(config.style_layers) if regions else ())
+    }
+
+
+def computed(config, size, layout, regions=()):
     """Returns J and its gradient, both as of the whole picture."""
     forward, params, _ = network(config)
     content, painted = (x[None] for x in pictures(size))
     canvas = pictures(size, 3)[2:]
     make = objective.make_targets(forward, config, layout, [Layout(size)])
     total = objective.make_objective(forward, config, layout)
+    of_content, of_style = (guides(config, x, regions) for x in (layout, Layout(size)))
+    shares = dict.fromkeys(regions or [""], jnp.ones(1))
 
-    def program(canvas, content, painted, params):
-        shown = Picture(content, {}), [Picture(painted, {})]
+    def program(canvas, content, painted, params, of_content, of_style):
+        shown = Picture(content, of_content), [Picture(painted, of_style)]
         weights = config.alpha, config.beta, config.gamma
-        targets = make(params, *shown, {"": jnp.ones(1)}, weights)
+        targets = make(params, *shown, shares, weights)
         return jax.value_and_grad(total, has_aux=True)(canvas, targets, KEY)
 
     # Winograd's tiles lie elsewhere in blocks, and round otherwise.
     with jax.default_matmul_precision("highest"):
-        (loss, _), gradient = jax.jit(program)(
-            layout.spread(canvas), layout.spread(content), painted, params
-        )
+        spread = layout.spread(canvas), layout.spread(content)
+        arguments = *spread, painted, params, of_content, of_style
+        (loss, _), gradient = jax.jit(program)(*arguments)
     return float(loss), np.asarray(layout.joined(gradient))
 
 
@@ -123,7 +149,7 @@ SMALL = {"model": "alexnet", "content_layers": "conv2", "style_layers": "conv1,c
 def small():
     config = dataclasses.replace(configured("alexnet"), **SMALL, jitter=7)
     size = 301, 90
-    return config, size, computed(config, size, Layout(size))
+    return config, size, computed(config, size, Layout(size), ("#000000", "#ffffff"))
 
 
 def division(config, size, count, block=0):
@@ -131,16 +157,20 @@ def division(config, size, count, block=0):
     fields = blocks.layer_fields(forward, params, layers)
     down, across = (-(-n // block) if block else 1 for n in size)
     grid = blocks.cut(size, (-(-down // count) * count, across), fields)
+    if count == 1:
+        return Layout(size, grid)
     mesh = devices.mesh(count)
     return divided.Divided(size, grid, mesh, config.jitter)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "block"), [(2, 0), (4, 0), (2, 50)])
+@pytest.mark.parametrize(("count", "block"), [(1, 50), (2, 0), (4, 0), (2, 50)])
 def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
+    """With two regions, and rolled."""
     config, size, whole = small
     layout = division(config, size, count, block)
-    assert difference(computed(config, size, layout), whole) < 1e-6
+    found = computed(config, size, layout, ("#000000", "#ffffff"))
+    assert difference(found, whole) < 1e-6
 
 
 @pytest.mark.slow
@@ -150,12 +180,12 @@ def test_a_transfer_on_devices_is_that_on_one(tmp_path):
         model="alexnet_small",
         content_layers="conv2",
         style_layers="conv1,conv3",
-        size=110,
+        size=200,
         scales=2,
         steps=3,
         margin=4,
     )
-    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((110, 110)))
+    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((200, 80)))
     transfer = style.StyleTransfer(tall, [wide], config)
     small, large = (program.layout for program in transfer._programs)
     assert type(small) is Layout
@@ -181,6 +211,84 @@ def test_a_transfer_on_devices_is_that_on_one(tmp_path):
         pytest.raises(ValueError, match="another number of devices"),
     ):
         next(alone.run(4, checkpoints.restore))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", LEARNING_RATES)
+def test_a_transfer_in_blocks_is_that_of_the_whole(optimizer, tmp_path):
+    """With two styles and jitter, whatever the optimiser; and resumed bit for bit."""
+    config = Settings(
+        model="alexnet_small",
+        content_layers="conv2",
+        style_layers="conv1,conv2",
+        optimizer=optimizer,
+        size=100,
+        scales=1,
+        steps=4,
+        jitter=5,
+        margin=4,
+    )
+    content, *styles = (Image.fromarray(np.uint8(x)) for x in pictures((70, 100), 3))
+    with jax.default_device(jax.devices()[0]):
+        whole = style.StyleTransfer(content, styles, config)
+        cut = style.StyleTransfer(
+            content, styles, dataclasses.replace(config, block=40)
+        )
+        [program] = cut._programs
+        assert program.layout.count == 6
+        checkpoints, ends = Checkpoints(tmp_path, 0), []
+        for found, expected in zip(cut.run(), whole.run(), strict=True):
+            for name, value in (expected.metrics or {}).items():
+                np.testing.assert_allclose(found.metrics[name], value, rtol=1e-3)
+            ends.append(cut.array(found.state))
+            if found.step == 2:
+                checkpoints.save(2, found.state)
+        *_, last = cut.run(2, checkpoints.restore)
+        np.testing.assert_array_equal(cut.array(last.state), ends[-1])
+
+
+@pytest.mark.slow
+def test_two_hosts_paint_one_picture_and_stop_together(tmp_path):
+    """As four devices of one host do, with a stop in between, of which one is told."""
+    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((160, 60)))
+    tall.save(tmp_path / "tall.png")
+    wide.save(tmp_path / "wide.png")
+    config = Settings(
+        model="alexnet_small",
+        content_layers="conv2",
+        style_layers="conv1,conv2",
+        style_loss="gram",
+        size=160,
+        scales=1,
+        steps=16,
+    )
+    names = [
+        "model",
+        "content_layers",
+        "style_layers",
+        "style_loss",
+        "size",
+        "scales",
+        "steps",
+    ]
+    command = ["--experiment=style", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={getattr(config, name)}" for name in names]
+    command += [f"--config.content={tmp_path / 'tall.png'}"]
+    command += [f"--config.style={tmp_path / 'wide.png'}"]
+    lead, other = start_hosts(*command)
+    signal_at(other, signal.SIGTERM, tmp_path / "run", 2)
+    finish(other, 128 + signal.SIGTERM)
+    assert "to resume" in finish(lead, 128 + signal.SIGTERM)
+    assert steps(tmp_path / "run") == list(range(1, 11))
+    lead, other = start_hosts(*command)
+    assert "resuming after step 10 of 16" in finish(lead)
+    finish(other)
+    transfer = style.StyleTransfer(tall, [wide], config)
+    assert len(transfer._programs[0].layout.of_pictures.device_set) == 4
+    *_, last = transfer.run()
+    found = images.to_array(images.read(tmp_path / "run" / "G.png"))
+    expected = images.to_array(transfer.picture(last.state))
+    assert np.abs(found - expected).max() <= 2
 
 
 @pytest.mark.slow

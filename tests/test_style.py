@@ -358,6 +358,102 @@ def test_other_units_are_those_of_gram_losses(sliced):
         paint(style_loss=sliced, units="ng")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["w2", "gram"])
+def test_narrow_features_have_nearly_the_same_losses(name):
+    wide, narrow = (
+        losses(precision=precision, style_loss=name, steps=1, jitter=0)[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert narrow["J_style"] != wide["J_style"]
+    for key in ("J_content", "J_style"):
+        assert narrow[key] == pytest.approx(wide[key], rel=0.02)
+
+
+# Masks.
+
+
+def halves(folder, name, size, first="red", second="blue"):
+    mask = Image.new("RGB", size, first)
+    mask.paste(second, (size[0] // 2, 0, *size))
+    mask.save(folder / name)
+    return str(folder / name)
+
+
+@pytest.mark.slow
+def test_each_region_has_the_statistics_of_its_own_style(tmp_path):
+    """Left and right, which are the other way around in the second style."""
+    smooth = picture(64, 48, 6)
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 22, 3), np.uint8)
+    rough = Image.fromarray(blocks.repeat(3, 0).repeat(3, 1)[:, :64])
+    both = Image.new("RGB", (64, 48))
+    both.paste(rough.crop((0, 0, 32, 48)), (32, 0))
+    both.paste(smooth.crop((32, 0, 64, 48)), (0, 0))
+    content = picture(64, 48, 3)
+    masked = {
+        "content_masks": halves(tmp_path, "content.png", (64, 48)),
+        "style_masks": halves(tmp_path, "style.png", (64, 48), "blue", "red"),
+    }
+    how = style.Settings(
+        content_layers="",
+        style_layers="conv1_1,conv2_1",
+        size=64,
+        scales=1,
+        steps=100,
+        start="mean",
+        margin=8,
+        **masked,
+    )
+    painted = images.to_array(style.stylize(content, [both], how))
+
+    def roughness(array):
+        return np.abs(np.diff(array, axis=1)).mean()
+
+    sides = (
+        (slice(0, 26), rough.crop((0, 0, 32, 48))),
+        (
+            slice(38, 64),
+            smooth.crop((32, 0, 64, 48)),
+        ),
+    )
+    for columns, style_part in sides:
+        found, expected = painted[:, columns], images.to_array(style_part)
+        assert roughness(found) == pytest.approx(roughness(expected), rel=0.3)
+        np.testing.assert_allclose(found.mean((0, 1)), expected.mean((0, 1)), atol=40)
+
+
+@pytest.mark.slow
+def test_regions_are_shared_by_the_styles_that_have_them(tmp_path):
+    """A mask of one colour for all is no mask; a style without a region has no say."""
+    plain = quick(steps=1, jitter=0, style_blend="1,3")
+    names = [str(tmp_path / f"{i}.png") for i in range(3)]
+    styles = [STYLE, picture(40, 40, seed=2)]
+    for name, image in zip(names, [CONTENT, *styles], strict=True):
+        Image.new("RGB", image.size, "red").save(name)
+    masked = {"content_masks": names[0], "style_masks": ",".join(names[1:])}
+    masked = dataclasses.replace(plain, **masked)
+    found, expected = (losses_of(styles, how)["J_style"] for how in (masked, plain))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def losses_of(styles, settings):
+    *_, last = style.StyleTransfer(CONTENT, styles, settings).run()
+    return {name: float(value) for name, value in last.metrics.items()}
+
+
+def test_masks_are_refused_in_one_line(tmp_path):
+    wrong = halves(tmp_path, "content.png", CONTENT.size)
+    other = halves(tmp_path, "style.png", STYLE.size, "red", "green")
+    with pytest.raises(ValueError, match="give both"):
+        paint(content_masks=wrong)
+    with pytest.raises(ValueError, match="#0000ff is in .*content.png but not in"):
+        paint(content_masks=wrong, style_masks=other)
+    with pytest.raises(ValueError, match="swd compares positions"):
+        paint(content_masks=wrong, style_masks=other, style_loss="swd")
+    with pytest.raises(ValueError, match="swd compares positions"):
+        paint(block=64, style_loss="swd")
+
+
 # Sizes, starts and colours.
 
 
@@ -552,6 +648,7 @@ def test_a_picture_too_large_for_the_memory_is_painted_in_blocks(monkeypatch, ca
     with jax.default_device(jax.devices()[0]), caplog.at_level(logging.INFO):
         painted = paint(size=400, steps=1, jitter=0)
     assert re.search(r"400 x 320 pixels needs .* in \d+ blocks", caplog.text)
+    assert re.search(r"1 steps in \d+ blocks: about [\d.]+ minutes", caplog.text)
     assert needs[-1] < 0.9 * max(needs)
     difference = np.abs(images.to_array(painted) - images.to_array(whole))
     assert difference.max() <= 1

@@ -201,6 +201,21 @@ def test_constant_features_have_finite_losses_and_gradients(name, value):
         assert np.isfinite(gradient * loss.scale).all()
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_moments_of_narrow_numbers_are_summed_in_float32(guided):
+    """Against the same numbers in float64."""
+    x = jnp.asarray(draw(0, (1, 90, 80, 6)), jnp.bfloat16)
+    guide = np.random.default_rng(0).random((90, 80), np.float32) if guided else None
+    found = style_losses.moment_sums(x, guide)
+    wide = rows(x)
+    if guided:
+        wide = rows(guide.astype(x.dtype)[..., None] * np.asarray(x[0]))
+    first = wide.sum(0) if guide is None else np.float64(guide.ravel()) @ wide
+    np.testing.assert_allclose(found.second, wide.T @ wide, rtol=1e-5)
+    np.testing.assert_allclose(found.first, first, rtol=1e-5)
+    assert found.first.dtype == found.second.dtype == jnp.float32
+
+
 # Properties.
 
 

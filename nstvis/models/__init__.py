@@ -77,6 +77,7 @@ def load(
     last: str | None = None,
     classes: int | None = None,
     seed: int = 0,
+    precision: str = "float32",
 ) -> tuple[Forward, Params]:
     """Builds a network and loads its weights.
 
@@ -91,6 +92,8 @@ def load(
         classes: Number of logits; by default as many as the weights name, or the
             network's own number.
         seed: Seed of `random`.
+        precision: `float32` or `bfloat16`, in which layers compute; parameters are
+            float32.
 
     Returns:
         The function `forward(params, images)` and its `params`, nested by layer.
@@ -104,9 +107,19 @@ def load(
     module = _find(name)
     if _is_plain(module):
         _refuse_preprocessing(name, preprocessing)
+        if precision != "float32":
+            raise ValueError(
+                f"{name} is a plain function, which computes as it is written: leave"
+                " precision=float32"
+            )
         return _plain(module, name, weights, **options)
     options |= {"preprocessing": preprocessing, "pooling": pooling}
-    return functional(network(name, weights, **options))
+    built = network(name, weights, **options)
+    if precision != "float32":
+        for _, layer in nnx.iter_graph(built):
+            if isinstance(layer, nnx.Conv | nnx.Linear):
+                layer.dtype = jnp.dtype(precision)
+    return functional(built)
 
 
 def functional(network: nnx.Module) -> tuple[Forward, Params]:

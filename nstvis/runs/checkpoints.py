@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+BACKGROUND = 2**29  # bytes, below which a copy is saved while the run goes on
+
 
 class Checkpoints:
     """Pytrees by step in `checkpoints/`; each is written whole or not at all."""
@@ -33,7 +35,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._every = every
-        self._saved_at = time.monotonic()
+        self._saved_at, self._cost = time.monotonic(), 0.0
         self._newest = self.latest()
 
     def __enter__(self) -> Self:
@@ -48,8 +50,12 @@ class Checkpoints:
         return newest.step if newest else 0
 
     def due(self) -> bool:
-        """Whether the next checkpoint should be saved now."""
-        return time.monotonic() - self._saved_at >= self._every
+        """Whether the next checkpoint should be saved now.
+
+        It may take no more than a tenth of the time.
+        """
+        pause = max(self._every, 10 * self._cost)
+        return time.monotonic() - self._saved_at >= pause
 
     def save(self, step: int, tree: Any, **parts: Any) -> None:
         """Saves a pytree of arrays, unless that step has been saved already.
@@ -59,13 +65,20 @@ class Checkpoints:
             tree: Arrays, which may be donated as soon as this returns.
             **parts: Other things that Orbax can save, such as a Grain iterator.
         """
+        began = time.monotonic()
         if step != self._newest:
             leaves = enumerate(jax.tree.leaves(tree))
             # Orbax takes no empty arrays.
-            state = {str(i): jnp.copy(leaf) for i, leaf in leaves if leaf.size}
+            state = {str(i): leaf for i, leaf in leaves if leaf.size}
+            small = sum(leaf.nbytes for leaf in state.values()) < BACKGROUND
+            if small:
+                state = jax.tree.map(jnp.copy, state)
             self._keeper.wait()  # Orbax skips a save while another one goes on.
             self._keeper.save_checkpointables_async(step, {"state": state} | parts)
+            if not small:
+                self._keeper.wait()
         self._saved_at, self._newest = time.monotonic(), step
+        self._cost = self._saved_at - began
 
     def restore(self, like: Any, **parts: Any) -> Any:
         """Returns the newest checkpoint as a tree like `like`; if none, `like` itself.

@@ -82,6 +82,10 @@ class Divided(Layout):
         self._sources = np.where(kept, rows, 0).ravel()  # of each row of an array
         self._places = np.flatnonzero(kept)  # of each row of the picture
 
+    @property
+    def count_each(self) -> int:
+        return self.count // self._mesh.size
+
     def total(
         self,
         sums: OfBlock,

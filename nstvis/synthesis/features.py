@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nstvis import devices, models
 from nstvis.hoisting import hoisted
@@ -72,6 +73,8 @@ class Visualization(NamedTuple):
 class Search:
     """The search for pictures of one layer's units, compiled once for all chunks.
 
+    Each of this host's devices optimises as many of a chunk's pictures.
+
     Attributes:
         layer: Its name.
         chunk: Units whose pictures are optimised together.
@@ -89,27 +92,58 @@ class Search:
         """Raises a ValueError if a setting is out of its bounds."""
         config.check(settings)
         self.layer, self.chunk = layer, chunk
-        self._params, self._settings = params, settings
+        self._settings = settings
         self._canvas = canvas.KINDS[settings.canvas](settings.size, settings.size)
         self._optimizer = optax.adam(settings.learning_rate)
+        count = max(n for n in range(1, jax.local_device_count() + 1) if not chunk % n)
+        mesh = jax.make_mesh(
+            (count,),
+            ("data",),
+            (jax.sharding.AxisType.Auto,),
+            devices=jax.local_devices()[:count],
+        )
+        self._divided, self._common = (
+            NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ())
+        )
         options = dict[str, bool | str](devices.compile_options())
         keys, units = self._keys(range(1)), self._padded(range(1))
         states = jax.eval_shape(self._start, keys)
-        shape = chunk, settings.size, settings.size, 3
+        shape = chunk // count, settings.size, settings.size, 3
         prepare, network = hoisted(
             forward, params, jax.ShapeDtypeStruct(shape, jnp.float32)
         )
-        self._prepared = jax.jit(prepare)(params)
+        self._params = jax.device_put(params, self._common)
+        self._prepared = jax.device_put(jax.jit(prepare)(params), self._common)
         step = minimize.make_batched_step(
             make_objectives(network, layer, self._canvas, settings),
             self._optimizer,
             lambda canvas: canvas,
         )
+        of_each, of_all = PartitionSpec("data"), PartitionSpec()
+        step = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(of_each, (of_all, of_each), of_each),
+            out_specs=of_each,
+            check_vma=False,
+        )
+        measure = jax.shard_map(
+            make_measure(forward, layer, self._canvas),
+            mesh=mesh,
+            in_specs=(of_all, of_each, of_each),
+            out_specs=of_each,
+            check_vma=False,
+        )
+        states = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._divided),
+            states,
+        )
+        step = jax.jit(step, donate_argnums=0)
         lowered = step.lower(states, (self._prepared, units), keys)
         self._step = lowered.compile(options)
         self.flops = (self._step.cost_analysis() or {}).get("flops", 0.0)
-        measure = jax.jit(make_measure(forward, layer, self._canvas))
-        self._measure = measure.lower(params, states.canvas, units).compile(options)
+        lowered = jax.jit(measure).lower(self._params, states.canvas, units)
+        self._measure = lowered.compile(options)
 
     def run(self, units: Sequence[int]) -> Iterator[minimize.State]:
         """Yields the state after each step, valid until the next.
@@ -119,7 +153,7 @@ class Search:
         """
         keys, data = self._keys(units), (self._prepared, self._padded(units))
         steps = range(self._settings.steps)
-        states = jax.jit(self._start)(keys)
+        states = jax.jit(self._start, out_shardings=self._divided)(keys)
         for state, _ in minimize.minimize(self._step, states, data, keys, steps):
             yield state
 
@@ -140,13 +174,15 @@ class Search:
 
     def _padded(self, units: Sequence[int]) -> Array:
         """Repeats the last unit until the chunk is full."""
-        return jnp.asarray(np.pad(units, (0, self.chunk - len(units)), "edge"))
+        padded = np.pad(units, (0, self.chunk - len(units)), "edge")
+        return jax.device_put(padded, self._divided)
 
     def _keys(self, units: Sequence[int]) -> Array:
         """A key for each unit, whatever else its chunk holds."""
         layer = zlib.crc32(self.layer.encode())
         key = jax.random.fold_in(jax.random.key(self._settings.seed), layer)
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, self._padded(units))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self._padded(units))
+        return jax.device_put(keys, self._divided)
 
 
 def make_objectives(

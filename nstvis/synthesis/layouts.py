@@ -52,6 +52,11 @@ class Layout:
         """Number of blocks, on all devices."""
         return len(self.grid.blocks.start) if self.grid else 1
 
+    @property
+    def count_each(self) -> int:
+        """Number of blocks that a device computes one after another."""
+        return self.count
+
     def total(
         self,
         sums: OfBlock,

@@ -24,7 +24,7 @@ def content_loss(
         target: P.
         owned: 1 for the positions that count, `[height, width]`; all by default.
     """
-    squares = (activations - target) ** 2
+    squares = (activations.astype(jnp.float32) - target.astype(jnp.float32)) ** 2
     return 0.5 * jnp.sum(squares if owned is None else owned[..., None] * squares)
 
 

@@ -270,7 +270,9 @@ def _style(
             if guide is not None and owned is not None:
                 guide = owned * guide
             guide = owned if guide is None else guide
-            found[term(layer, region)] = statistics(x, guide) if statistics else x
+            found[term(layer, region)] = (
+                statistics(x, guide) if statistics else x.astype(jnp.float32)
+            )
     return found
 
 

@@ -74,7 +74,8 @@ class Programs(NamedTuple):
         optimizer: The optimiser.
         targets: From parameters, content, styles, shares and weights to `Targets`.
         step: One step of `minimize`.
-        flops: Floating-point operations of a step, by XLA's count.
+        flops: Floating-point operations of a step on each device, by XLA's count.
+        target_flops: Likewise of the targets.
         memory: Bytes that they need on a device.
     """
 
@@ -84,6 +85,7 @@ class Programs(NamedTuple):
     targets: jax.stages.Compiled
     step: jax.stages.Compiled
     flops: float
+    target_flops: float
     memory: int
 
     def start(self, canvas: jax.Array) -> minimize.State:
@@ -113,6 +115,7 @@ def network(settings: Settings) -> tuple[models.Forward, models.Params]:
         settings.pooling,
         last,
         settings.seed,
+        settings.precision,
     )
     scale = losses.UNITS[settings.units].white / 255
     return lambda params, images: forward(params, scale * images), params
@@ -187,7 +190,13 @@ def _compile(settings: Settings, size: Size, block: int) -> Programs:
 
 @functools.lru_cache(2)
 def _load(
-    model: str, weights: str, preprocessing: str, pooling: str, last: str, seed: int
+    model: str,
+    weights: str,
+    preprocessing: str,
+    pooling: str,
+    last: str,
+    seed: int,
+    precision: str,
 ) -> tuple[models.Forward, models.Params]:
     return models.load(
         model,
@@ -196,6 +205,7 @@ def _load(
         pooling=pooling,
         last=last,
         seed=seed,
+        precision=precision,
     )
 
 
@@ -245,9 +255,15 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
         optimizer,
         targets_program,
         step_program,
-        (step_program.cost_analysis() or {}).get("flops", 0.0),
+        _flops(layout, step_program),
+        _flops(layout, targets_program),
         max(map(devices.needed_memory, (targets_program, step_program))),
     )
+
+
+def _flops(layout: Layout, program: jax.stages.Compiled) -> float:
+    flops = (program.cost_analysis() or {}).get("flops", 0.0)
+    return layout.count_each * flops  # as XLA counts a loop over blocks once
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

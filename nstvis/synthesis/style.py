@@ -9,6 +9,7 @@ J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 import logging
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,11 @@ class StyleTransfer:
             else:
                 state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
             devices.give_memory_back()  # what was only needed on the way
+            began = time.monotonic()
             targets = self._targets(program, content, styles)
+            if program.layout.count_each > 1:
+                jax.block_until_ready(targets.activations)
+                _log_time(program, size, time.monotonic() - began)
             del content, styles  # which may be as large as all the rest
             devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
@@ -328,3 +333,14 @@ def _log_objective(targets: Targets, settings: Settings, size: tuple[int, int]) 
     ]
     terms.append(f"{settings.gamma * float(targets.variation_factor):.3g} TV")
     logger.info("%d x %d: J = %s", width, height, " + ".join(terms))
+
+
+def _log_time(program: programs.Programs, size: programs.Size, seconds: float) -> None:
+    """Tells in advance how long a size takes, from what its targets took."""
+    first, end = size.steps
+    ratio = program.flops / (program.target_flops or math.inf)
+    minutes = (end - first) * seconds * ratio / 60
+    count = program.layout.count
+    logger.info(
+        "%d steps in %d blocks: about %.1f minutes", end - first, count, minutes
+    )

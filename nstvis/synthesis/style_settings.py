@@ -25,6 +25,9 @@ class Settings(Seed, Network):
 
     # Network: a name, or the path of a file like those in nstvis/models/.
     model: str = "vgg_small"
+    # In which the network's layers compute. bfloat16 takes half of the memory, and on an
+    # accelerator less time; what is summed over positions stays float32.
+    precision: str = chosen("float32", "bfloat16")
     # Pooling of the network.
     pooling: str = chosen("average", "max")
     # Layers that keep the content, as layer or layer:weight, separated by commas.

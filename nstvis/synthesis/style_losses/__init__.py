@@ -122,18 +122,18 @@ def moment_sums(activations: Array, guidance: Array | None = None) -> Moments:
     """
     rows = features(activations)
     if guidance is None:
-        return Moments(jnp.float32(len(rows)), rows.sum(0), products(rows))
+        count = jnp.float32(len(rows))
+        return Moments(count, rows.sum(0, dtype=_wide(rows)), products(rows))
     guide = guidance.reshape(-1)
-    guided = guide[:, None] * rows
-    first = jnp.matmul(guide, guided, precision="highest")
+    guided = guide.astype(rows.dtype)[:, None] * rows
+    first = _matmul(guide, guided)
     return Moments(jnp.sum(guide**2), first, products(guided))
 
 
 @jax.custom_vjp
 def products(rows: Array) -> Array:
     """Computes F^T F of `[positions, C]`."""
-    # Accelerators would round to 8 or 11 bits here, in which styles differ.
-    return jnp.matmul(rows.T, rows, precision="highest")
+    return _matmul(rows.T, rows)
 
 
 def _products_forward(rows):
@@ -142,10 +142,20 @@ def _products_forward(rows):
 
 def _products_backward(rows, gradient):
     """One product, where JAX has one for each of the factors."""
-    return (jnp.matmul(rows, gradient + gradient.T, precision="highest"),)
+    return (_matmul(rows, gradient + gradient.T).astype(rows.dtype),)
 
 
 products.defvjp(_products_forward, _products_backward)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    # Accelerators would round to 8 or 11 bits here, in which styles differ.
+    return jnp.matmul(a, b, precision="highest", preferred_element_type=_wide(b))
+
+
+def _wide(x: Array) -> Any:
+    """Returns the type in which sums are kept: float32, even of narrower numbers."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def features(activations: Array) -> Array:
