@@ -1,5 +1,7 @@
 """All tests see four CPU devices, strict rank promotion and an empty cache."""
 
+import collections
+import gc
 import os
 import pathlib
 import sys
@@ -17,6 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 import pytest
 
+# By default a tenth of the time goes into looking for garbage, of which there is little.
+gc.set_threshold(50_000)
+
 from nstvis.runs.cache import keep_compiled
 
 
@@ -28,3 +33,11 @@ def cache(tmp_path_factory):
         folder = folder.parent
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     keep_compiled()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts files of many slow tests first, so that no worker ends long after another."""
+    slow = collections.Counter(
+        item.path for item in items if item.get_closest_marker("slow")
+    )
+    items.sort(key=lambda item: -slow[item.path])

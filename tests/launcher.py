@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from nstvis import images
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -19,3 +21,17 @@ def launch(*arguments, cwd=ROOT):
         timeout=300,
         check=False,
     )
+
+
+def assert_left(done, workdir, names):
+    """Checks that a run left whole files, and said which."""
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "Traceback" not in output
+    for name in [*names, "run.json"]:
+        assert (workdir / name).stat().st_size > 0
+    for name in names:
+        if name.endswith(".png"):
+            images.read(workdir / name)
+        assert str(workdir / name) in output
+    assert not list(workdir.glob("**/*.partial"))

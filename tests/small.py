@@ -61,3 +61,11 @@ def write(folder):
     model.write_text(NETWORK)
     dataset.write_text(DATA)
     return str(model), str(dataset)
+
+
+# Where that network's pictures have content and style.
+PAINTED = {"content_layers": "conv2", "style_layers": "conv1,conv2"}
+
+
+def flags(fields):
+    return [f"--config.{name}={value}" for name, value in fields.items()]

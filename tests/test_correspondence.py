@@ -220,11 +220,13 @@ def test_the_launcher_leaves_a_table_and_a_picture_once(tmp_path):
     run, fields = tmp_path / "run", {"count": 4, "draws": 2}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launcher.launch("--experiment=correspondence", f"--workdir={run}", *flags)
-    assert done.returncode == 0, done.stderr
+    names = ("correspondence.png", "correspondence.txt", "correspondence.csv")
+    launcher.assert_left(done, run, names)
     table = (run / "correspondence.txt").read_text()
     assert table in done.stderr
     statistics, faces = rows(run), parts.drawn(4, 64)
     forward, params = models.load("alexnet_small")
+    forward = jax.jit(forward)
     masked = faces.images.copy()
     for image, (top, left, bottom, right) in zip(masked, faces.boxes["nose"]):
         image[top:bottom, left:right] = 127
@@ -245,7 +247,6 @@ def test_the_launcher_leaves_a_table_and_a_picture_once(tmp_path):
             assert pooled == pytest.approx(np.mean(means), abs=1e-5)
     assert images.read(run / "correspondence.png").width > 800
     results = workdir.claim(run, "correspondence", experiment.Config(**fields))
-    names = ("correspondence.png", "correspondence.txt", "correspondence.csv")
     assert results == [run / name for name in names]
 
 

@@ -143,11 +143,21 @@ def test_resnet18_is_pytorchs(torch, twin, size):
 def test_attributions_of_resnet18_are_pytorchs(torch, twin, rule):
     network, forward, params = twin
     images, units = noise(2, 48, 48, 3), np.array([3, 77])
+    where = {
+        layer: np.array([place, place])
+        for layer, place in {"layer2_1": (3, 4), "layer4_2_pre": (1, 0)}.items()
+    }
     ruled = attribution.ruled(forward, rule)
-    for layer, place in {"layer2_1": (3, 4), "layer4_2_pre": (1, 0)}.items():
-        places = np.array([place, place])
-        call = jax.jit(functools.partial(attribution.attribute, ruled, layer=layer))
-        found, scores = call(params, images=images, units=units, positions=places)
+
+    @jax.jit
+    def attributions(params, images, where):
+        return {
+            layer: attribution.attribute(ruled, params, layer, images, units, places)
+            for layer, places in where.items()
+        }
+
+    for layer, (found, scores) in attributions(params, images, where).items():
+        places = where[layer]
         x = to_torch(torch, images)
         maps = network(x, relu_of(torch, rule))[layer]
         theirs = maps[[0, 1], units, places[:, 0], places[:, 1]]
@@ -518,7 +528,7 @@ def test_units_and_their_atlas(network, tmp_path):
         "--experiment=units",
         f"--config.model={name}",
         f"--config.weights={path}",
-        f"--config.layers=conv1,{layer}",
+        f"--config.layers={layer}",
         "--config.split=train[:16]",
         "--config.batch=8",
         "--config.k=2",

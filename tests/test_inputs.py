@@ -1,5 +1,6 @@
 """Images and their classes: the data set's, requested ones, or the network's prediction."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,7 +35,7 @@ def test_the_class_is_the_data_set_s_or_the_network_s_prediction(goldfish):
     assert name == "goldfish, Carassius auratus"
     forward, params = models.load("alexnet_small")
     for name in ("0 7", "2 nonsense"):  # a number in a data set is no class's number
-        logits = forward(params, by_name[name].pixels[None])["fc8"]
+        logits = jax.jit(forward)(params, by_name[name].pixels[None])["fc8"]
         assert by_name[name].label == int(logits.argmax())
         assert by_name[name].label_source == "predicted"
 

@@ -192,6 +192,7 @@ def test_the_table_has_every_change_of_every_picture(pictures, undrawn):
         "invariance.csv",
     ]
     forward, params = models.load(f"{pictures}/toy.py", "random")
+    forward = jax.jit(forward)
     found, expected = rows(pictures / "run"), []
     for name, label in (("0.png", 1), ("1.png", 0)):
         image = np.asarray(images.read(pictures / name))
@@ -257,7 +258,7 @@ def test_it_runs_offline_and_is_then_finished(tmp_path):
     run, fields = tmp_path / "run", {"image": "demo", "size": 32, "batch": 16}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launcher.launch("--experiment=invariance", f"--workdir={run}", *flags)
-    assert done.returncode == 0, done.stderr
+    launcher.assert_left(done, run, ["invariance.png", "invariance.csv"])
     assert "moved by 1 px, conv1 by " in done.stderr
     assert " and fc7 by " in done.stderr
     found = rows(run)

@@ -11,6 +11,7 @@ import sys
 import types
 
 import pytest
+import small
 from launcher import launch
 from PIL import Image
 from traces import executions
@@ -358,7 +359,9 @@ def test_bounds_are_checked_before_any_work(mine, tmp_path):
 
 @pytest.mark.slow
 def test_a_profiled_run_is_the_run_that_it_would_be(call, tmp_path):
-    painted = ["--experiment=style", *SMALL, "--config.steps=8"]
+    model, _ = small.write(tmp_path)
+    network = small.flags(small.PAINTED | {"model": model})
+    painted = ["--experiment=style", *SMALL, *network, "--config.steps=8"]
     plain, traced = tmp_path / "plain", tmp_path / "traced"
     for workdir, profile in (plain, 0), (traced, 3):
         flags = f"--workdir={workdir}", f"--config.profile={profile}"

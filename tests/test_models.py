@@ -182,12 +182,13 @@ def make_twin(torch, name, pool, path, deep=True):
     with torch.device("meta"):
         twin = TWINS[name](torch.nn, pool)
     twin = twin.to_empty(device="cpu").eval()
-    random = np.random.default_rng(0)
-    for key, parameter in twin.named_parameters():
+    # As many as are soon drawn; a prime number, so that no two filters are the same.
+    random = np.random.default_rng(0).standard_normal(999_983, np.float32)
+    for i, (key, parameter) in enumerate(twin.named_parameters()):
         if key.startswith("classifier") and not deep:
             parameter.data = torch.zeros(1).expand(parameter.shape)  # a tiny file
             continue
-        values = random.standard_normal(parameter.shape, np.float32)
+        values = np.resize(np.roll(random, 7919 * i), parameter.shape)
         # He et al. 2015, so that activations keep their size through the layers.
         spread = (2 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.5
         parameter.data = torch.from_numpy(values * np.float32(spread))

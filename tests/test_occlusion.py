@@ -291,7 +291,7 @@ def test_it_runs_offline_and_is_then_finished(tmp_path):
     fields = {"image": names, "size": 48, "square": 11, "stride": 10, "batch": 7}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launcher.launch("--experiment=occlusion", f"--workdir={run}", *flags)
-    assert done.returncode == 0, done.stderr
+    launcher.assert_left(done, run, ["occlusion.png", "occlusion.csv"])
     assert "demo: " in done.stderr
     assert "(predicted): " in done.stderr
     assert len(rows(run)) == 2 * 5 * 5

@@ -180,7 +180,8 @@ def test_it_runs_from_any_folder(site, tmp_path):
     assert listed.stdout.startswith("python -m nstvis --experiment=NAME ")
     for name in registry.names(ROOT / "experiments"):
         assert f"\n  {name} " in listed.stdout
-    small = ["--config.size=64", "--config.steps=2", "--workdir=run"]
+    small = [f"--config.{x}" for x in ("size=64", "steps=2", "scales=1")]
+    small += ["--config.style_loss=gram", "--workdir=run"]
     done = run(site, tmp_path, "-m", "nstvis", "--experiment=style", *small)
     assert done.returncode == 0, done.stderr
     assert images.read(tmp_path / "run/G.png").size == (64, 48)

@@ -475,6 +475,7 @@ def reached(process, folder, step):
 @pytest.mark.slow
 def test_a_style_run_is_watched_until_it_is_stopped(page, tmp_path):
     small = ["--config.size=64", "--config.scales=1", "--config.steps=1000000"]
+    small += ["--config.style_loss=gram"]
     process = subprocess.Popen(
         [sys.executable, "launch.py", "--experiment=style", *small]
         + ["--config.frame_every=20", f"--workdir={tmp_path}"],

@@ -18,6 +18,7 @@ from nstvis.units.table import Layer, RankedPatches
 SIZE = 96
 
 
+@functools.cache
 def network(layer="conv2"):
     return models.load("alexnet_small", "bundled", last=layer)
 
@@ -32,7 +33,8 @@ def layer_of(forward, params, name, pictures, places, size=SIZE):
     The i-th place is in image i % 3; its unit is the strongest one there.
     """
     images, ranks = np.arange(len(places)) % 3, np.arange(len(places))
-    activations = np.asarray(forward(params, images_of(pictures, images))[name])
+    maps = jax.jit(forward)(params, images_of(pictures, images))
+    activations = np.asarray(maps[name])
     positions = np.array(places) % activations.shape[1]
     there = activations[ranks, *positions.T]
     units, shape = there.argmax(1), (there.shape[1], len(places))
@@ -49,14 +51,21 @@ def layer_of(forward, params, name, pictures, places, size=SIZE):
     return Layer(**none | {"top": top}), fields
 
 
+@functools.cache
+def gradient_of(forward, name):
+    def activation(image, params, position, unit):
+        return forward(params, image[None])[name][0, *position, unit]
+
+    return jax.jit(jax.value_and_grad(activation))
+
+
 def brute_force(forward, params, name, patch, pictures):
     """The gradient for the whole image, cut out and scaled."""
     unit, image, position, box, (rows, columns) = patch
-
-    def activation(image):
-        return forward(params, image[None])[name][0, *position, unit]
-
-    value, gradient = jax.value_and_grad(activation)(images_of(pictures, [image])[0])
+    where = params, position, unit
+    value, gradient = gradient_of(forward, name)(
+        images_of(pictures, [image])[0], *where
+    )
     picture = np.asarray(value * gradient)
     seen = picture[rows][:, columns]
     largest = np.quantile(np.abs(seen), 0.99)
@@ -159,7 +168,8 @@ def test_a_dense_layer_sees_the_whole_image_and_a_dead_unit_is_grey():
     ruled = attribution.ruled(forward, "deconvnet")
     pictures = patches.Images([Noise(3, size=40)], 40)
     fields = receptive_fields(forward, params, 40, 40)["fc6"]
-    scores = np.asarray(forward(params, images_of(pictures, [0]))["fc6"])[0]
+    maps = jax.jit(forward)(params, images_of(pictures, [0]))
+    scores = np.asarray(maps["fc6"])[0]
     count, dead = len(scores), int(scores.argmin())
     assert scores[dead] == 0
     none = np.zeros((count, 1))

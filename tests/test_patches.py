@@ -1,5 +1,6 @@
 """Top-activating patches are verified, cropped to the pixel, and deduplicated."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,7 +96,7 @@ def best(network, source, ranks=3):
     The second rank is another place in the image of the first.
     """
     forward, params = network
-    found = forward(params, source.images.astype(np.float32))
+    found = jax.jit(forward)(params, source.images.astype(np.float32))
     score, image, position = [], [], []
     for name, units in LAYERS.items():
         x = np.asarray(found[name]).reshape(len(source), -1, units)

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import small
 from flax import nnx
 
 from nstvis import launcher, models
@@ -166,7 +167,7 @@ class LoadedError(Exception):
     """With what the network would have been loaded."""
 
 
-def loading(monkeypatch, name):
+def loading(monkeypatch, name, dataset):
     """Returns the preprocessing with which an experiment loads its network."""
     experiment = registry.find("experiment", name, launcher.experiments())
 
@@ -174,7 +175,7 @@ def loading(monkeypatch, name):
         raise LoadedError(preprocessing)
 
     monkeypatch.setattr(models, "load", load)
-    values = {"preprocessing": "caffe", "dataset": "primitives", "split": "train"}
+    values = {"preprocessing": "caffe", "dataset": dataset, "split": "train"}
     values |= {"weights": "random"}
     known = [field.name for field in dataclasses.fields(experiment.Config)]
     config = experiment.Config(**{k: v for k, v in values.items() if k in known})
@@ -187,7 +188,8 @@ def loading(monkeypatch, name):
 
 @pytest.mark.parametrize("name", registry.names(launcher.experiments()))
 def test_every_experiment_that_takes_weights_takes_their_preprocessing(
-    monkeypatch, name
+    monkeypatch, name, tmp_path
 ):
     expected = None if name in ("train", "evolution") else "caffe"
-    assert loading(monkeypatch, name) == expected
+    _, dataset = small.write(tmp_path)
+    assert loading(monkeypatch, name, dataset) == expected

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from launcher import launch
+from launcher import assert_left, launch
 from PIL import Image
 
 from experiments import sanity as experiment
@@ -113,7 +113,7 @@ def test_the_page_and_the_numbers(tmp_path):
     run, fields = tmp_path / "run", {"images": 4, "units": 2, "size": 40}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launch("--experiment=sanity", f"--workdir={run}", *flags)
-    assert done.returncode == 0, done.stderr
+    assert_left(done, run, ["sanity.png", "sanity.csv"])
     with (run / "sanity.csv").open() as file:
         rows = list(csv.DictReader(file))
     numbers = {(r["check"], r["method"], r["against"]): float(r["value"]) for r in rows}

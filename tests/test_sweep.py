@@ -195,6 +195,8 @@ def test_killed_it_repeats_no_finished_cell(folder, tmp_path):
     assert len(first) == 1
     out = finish(start(*command, f"--workdir={workdir}"))
     assert "resuming after step 400 of 800" in out
+    for name in ("sheet.png", "cells.csv"):
+        assert str(workdir / name) in out and (workdir / name).exists()
     for path, before in first:
         assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert sorted(contents(workdir)) == NAMES[::2]

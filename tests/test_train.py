@@ -132,11 +132,10 @@ def test_the_weights_are_evaluated_and_painted_with(uninterrupted, files, tmp_pa
     assert shares["top5"] == pytest.approx(last["validation_top5"], abs=0.042)
     done = launcher.launch(
         "--experiment=style",
-        f"--config.model={files[0]}",
-        f"--config.weights={path}",
-        "--config.content_layers=conv2",
-        "--config.style_layers=conv1,conv2",
+        *small.flags(small.PAINTED | {"model": files[0], "weights": path}),
+        "--config.style_loss=gram",  # which compiles sooner
         "--config.size=64",
+        "--config.scales=1",
         "--config.steps=1",
         f"--workdir={tmp_path / 'style'}",
     )

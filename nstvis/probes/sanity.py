@@ -96,7 +96,7 @@ def randomised(
     Returns:
         Layer to the parameters that are random from there on.
     """
-    image = jnp.asarray(image)
+    image, forward = jnp.asarray(image), jax.jit(forward)
     trained = forward(params, image)
 
     def depth(name: str) -> int:
