@@ -4,12 +4,15 @@ r"""Neural style transfer: paints one picture in the style of another.
     python launch.py --experiment=style --config.content=photo.jpg \
         --config.style=painting.jpg --config.size=512 --workdir=runs/photo
     python launch.py --experiment=style --config=gatys2015 --config.content=photo.jpg
+    python launch.py --experiment=style --config.content=photos/ --config.style=paintings/
 
 Gatys, Ecker & Bethge 2015 (arXiv:1508.06576), with styles compared by a Wasserstein
 distance; `--config.style_loss=gram` compares the paper's Gram matrices. Leaves `G.png`,
 `index.html` (to watch the run in a browser), `film.png` (from noise to picture),
 `loss.png`, `metrics.jsonl` and `frames/` in the workdir. `--config=PRESET` starts from one
-of `gatys2015`, `neural_style` and `ng`.
+of `gatys2015`, `neural_style` and `ng`. Of a folder of contents, of styles, or of both,
+every content is painted in every style: `sheet.png` shows them, `cells/` has the pictures
+and `cells.csv` their losses.
 
     python launch.py --experiment=style --config.sequence=True \
         --config.content=FRAMES --config.flow=FLOW --workdir=runs/video
@@ -26,13 +29,13 @@ import pathlib
 
 from PIL import Image
 
-from nstvis import assets, devices, images, plots
+from nstvis import devices, images, plots
 from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import bounded
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.page import Page
 from nstvis.runs.progress import Progress
-from nstvis.synthesis import sequence, style_settings
+from nstvis.synthesis import sequence, style_settings, sweep
 from nstvis.synthesis.frames import Frames
 from nstvis.synthesis.style import Moment, StyleTransfer
 
@@ -42,12 +45,14 @@ LEFT = ("index.html", "film.png", "loss.png", "metrics.jsonl")  # besides the re
 
 
 @dataclasses.dataclass(kw_only=True)
-class Config(sequence.Settings):
+class Config(sequence.Settings, sweep.Painting):
     """Which pictures, and what to leave behind."""
 
-    # Content picture: a path, or demo; the frames of a sequence.
+    # Content picture: a path, demo, or a folder, all of whose pictures are painted; the
+    # frames of a sequence.
     content: str = "demo"
-    # Style pictures: paths separated by commas, or demo.
+    # Style pictures: paths separated by commas, demo, or a folder, of whose pictures each
+    # is a style of its own.
     style: str = "demo"
     # Name of the result: .png, .jpg, or .tif for 16 bits per channel.
     output: str = "G.png"
@@ -65,15 +70,21 @@ class Config(sequence.Settings):
             raise ValueError(
                 f"output={self.output} should be a file name of its own, such as G.png"
             )
+        if sweep.has_folder(self) and not self.sequence and self.output != "G.png":
+            raise ValueError(
+                f"output={self.output} names one picture; those of a folder are in cells/"
+            )
 
 
 PRESETS = {name: Config(**x) for name, x in style_settings.PRESETS.items()}
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
-    """Paints the picture, and keeps frames of the way there."""
+    """Paints the picture, and keeps frames of the way there; or those of folders."""
     if config.sequence:
         return _paint_sequence(config, workdir)
+    if sweep.has_folder(config):
+        return sweep.run_folders(config, workdir)
     (name, content), *styles = pictures = _pictures(config)
     page = Page(
         workdir,
@@ -163,15 +174,11 @@ def _paint_sequence(config: Config, workdir: pathlib.Path) -> list[str]:
 
 def _pictures(config: Config) -> list[tuple[str, Image.Image]]:
     """Reads the content, then the styles; each is named after its file."""
-    path = assets.picture(config.content, "content")
-    return [(path.stem, images.read(path)), *_styles(config)]
+    return [(path.stem, images.read(path)) for path in config.paths()]
 
 
 def _styles(config: Config) -> list[tuple[str, Image.Image]]:
-    single = pathlib.Path(config.style).is_file()  # perhaps with a comma in its name
-    names = [config.style] if single else config.style.split(",")
-    paths = [assets.picture(name.strip(), "style") for name in names]
-    return [(path.stem, images.read(path)) for path in paths]
+    return [(path.stem, images.read(path)) for path in config.style_paths()]
 
 
 def _write_frame(workdir: pathlib.Path, step: int, picture: Image.Image) -> None:

@@ -195,22 +195,26 @@ def grid(
 
     Args:
         cells: Pictures of one size, row by row, or what is written where there is none.
-        rows: Names of the rows, drawn left of them.
+        rows: Names of the rows, of one line or more, drawn left of them.
         columns: Names of the columns, drawn above them.
         size: Width and height of a picture.
         gap: Pixels between pictures.
     """
     font = ImageFont.load_default(14)
-    left = round(max(font.getlength(name) for name in rows)) + 2 * gap
-    top, across, down = 22, size[0] + 2 * gap, size[1] + gap
+    lines = "\n".join(rows).split("\n")
+    left = round(max(map(font.getlength, lines))) + 2 * gap
+    top = 22 + 18 * max(name.count("\n") for name in columns)
+    across, down = size[0] + 2 * gap, size[1] + gap
     page_size = left + len(columns) * across, top + len(rows) * down
     page = Image.new("RGB", page_size, "white")
     draw = ImageDraw.Draw(page)
     for i, name in enumerate(columns):
-        draw.text((left + i * across + size[0] // 2, 10), name, "dimgray", font, "mm")
+        middle = left + i * across + size[0] // 2, top // 2 - 1
+        draw.text(middle, name, "dimgray", font, "mm", align="center")
     for row, name in enumerate(rows):
         y = top + row * down
-        draw.text((left - gap, y + size[1] // 2), name, "dimgray", font, "rm")
+        middle = left - gap, y + size[1] // 2
+        draw.text(middle, name, "dimgray", font, "rm", align="right")
         for column, cell in enumerate(cells[row]):
             x = left + column * across
             if isinstance(cell, str):

@@ -2,6 +2,7 @@
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from nstvis import plots
 
@@ -62,3 +63,17 @@ def test_numbers_on_a_log_scale_are_plain(tmp_path, monkeypatch):
     labels = [text.get_text() for text in axes.get_yticklabels(which="both")]
     assert {"1", "0.1", "0.01", "0.001"} <= set(labels)
     assert not any("$" in label for label in labels)
+
+
+def test_a_grids_names_of_several_lines_cover_no_picture():
+    red = Image.new("RGB", (50, 40), "red")
+    for lines in (1, 4):
+        names = ["\n".join([name] * lines) for name in ("first", "second")]
+        page = plots.grid([[red, "none"], [red, red]], names, names, red.size)
+        assert (np.asarray(page) == (255, 0, 0)).all(-1).sum() == 3 * 50 * 40
+        ink = (np.asarray(page) < 200).all(-1)
+        above, left = ink[: page.height - 2 * 46], ink[:, : page.width - 2 * 62]
+        # Every line of every name is there, and none touches the page's edge.
+        for band in (above, left.T):
+            assert band.any() and not band[0].any()
+        assert above.any(1).sum() > 7 * lines

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from traces import executions
 
+from nstvis.runs import progress
 from nstvis.runs.profiling import profiling
 from nstvis.runs.progress import Interrupted, Progress, interruptible, track
 
@@ -70,6 +71,17 @@ def test_leaving_a_loop_early_is_no_interruption():
         progress.show(1, "")
     assert not progress.interrupted
     assert list(track([], 0, "items")) == []
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_costs_that_are_no_count_tell_the_time_left_but_no_speed(counted, monkeypatch):
+    seconds = iter(range(3))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with Progress([1e12, 1e12, 4e12], counted=counted) as loop:
+        loop.show(1, "")
+        loop.show(2, "")
+        assert loop.left() == 4
+        assert loop._pace() == f"0:04 left, {'1000 GFLOP/s, ' * counted}"
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-BACKGROUND = 2**29  # bytes, below which a copy is saved while the run goes on
+BACKGROUND = 2**27  # bytes, below which a copy is saved while the run goes on
 
 
 class Checkpoints:

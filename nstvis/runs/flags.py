@@ -59,6 +59,30 @@ def parse_config(
     return holder.value
 
 
+_PARSERS = {
+    bool: flags.BooleanParser,
+    int: flags.IntegerParser,
+    float: flags.FloatParser,
+    str: flags.ArgumentParser,
+}
+
+
+def parse_value(config: type, name: str, text: str) -> Any:
+    """Returns the value that `--config.NAME=TEXT` would give a field of a Config.
+
+    Raises:
+        ValueError: There is no such field, or the text is not of its type.
+    """
+    fields = config.__dataclass_fields__
+    if name not in fields:
+        raise ValueError(unknown("config field", name, fields))
+    kind = fields[name].type
+    try:
+        return _PARSERS[kind]().parse(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={text} is no {kind.__name__}") from error
+
+
 def describe(config: type) -> str:
     """Lists a Config's fields with their defaults, types, bounds and comments."""
     comments: dict[str, str] = {}

@@ -68,15 +68,17 @@ class Progress:
         interrupted: The signal's number, or 0.
     """
 
-    def __init__(self, costs: Sequence[float], done: int = 0):
+    def __init__(self, costs: Sequence[float], done: int = 0, *, counted: bool = True):
         """Starts after step `done`.
 
         Args:
             costs: Floating-point operations of each step, in order; 0 if unknown.
             done: Number of steps that an earlier start has taken.
+            counted: Whether costs are a count, which tells the speed, or only in
+                proportion to it, which tells the time left.
         """
         self.interrupted = _signals[0] if _signals else 0
-        self._known = any(costs)
+        self._known = counted and any(costs)
         self._work = [0.0, *itertools.accumulate(cost or 1.0 for cost in costs)]
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(

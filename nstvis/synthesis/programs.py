@@ -130,8 +130,7 @@ def of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
     found, block = [], max(0, settings.block)
     for size in sizes:
         program = _compile(settings, size, block)
-        # In kilobytes, the least of all hosts, which so decide alike.
-        free = 1024 * -devices.agreed(-int(devices.free_memory() // 1024), 0)
+        free = _free_memory()
         if program.memory > free and settings.block < 0 and not block:
             block = _block_that_fits(program, sizes[-1], settings, free)
             program = _compile(settings, size, block) if block else program
@@ -145,6 +144,17 @@ def of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
         f", in {count} blocks" if count > 1 else "",
     )
     return found
+
+
+def _free_memory() -> int:
+    """Returns the bytes that are free, the least of all hosts that share a picture.
+
+    With a default device there is a picture for each, and hosts do not wait for others.
+    """
+    free = devices.free_memory()
+    if jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return free
+    return 1024 * -devices.agreed(-int(free // 1024), 0)  # in kilobytes, to fit
 
 
 def guidance(
