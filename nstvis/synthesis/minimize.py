@@ -206,8 +206,9 @@ def minimize(
     data: Any,
     key: Array,
     steps: range,
+    ahead: int = RUN_AHEAD,
 ) -> Iterator[tuple[State, Metrics]]:
-    """Takes the steps with these numbers, `RUN_AHEAD` of them in flight at a time.
+    """Takes the steps with these numbers, so many of them in flight at a time.
 
     Yields:
         The state after each step (valid until the next turn, which donates it) and the
@@ -219,7 +220,7 @@ def minimize(
     """
     in_flight: collections.deque[Metrics] = collections.deque()
     for _ in steps:
-        if len(in_flight) == RUN_AHEAD:
+        if len(in_flight) == ahead:
             _wait(in_flight)  # before the next step donates the state that is held
         state, metrics = step(state, data, key)
         in_flight.append(metrics)

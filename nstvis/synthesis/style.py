@@ -154,7 +154,9 @@ class StyleTransfer:
             del content, styles  # which may be as large as all the rest
             devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
-            taken = minimize.minimize(program.step, state, targets, key, steps)
+            # A step in flight has its memory already.
+            ahead = 1 if program.layout.count_each > 1 else minimize.RUN_AHEAD
+            taken = minimize.minimize(program.step, state, targets, key, steps, ahead)
             for number, (state, metrics) in zip(steps, taken, strict=True):
                 yield Moment(number + 1, state, metrics)
             before = program
