@@ -148,17 +148,20 @@ class StyleTransfer:
             devices.give_memory_back()  # what was only needed on the way
             began = time.monotonic()
             targets = self._targets(program, content, styles)
-            if program.layout.count_each > 1:
+            in_blocks = program.layout.count_each > 1
+            if in_blocks:
                 jax.block_until_ready(targets.activations)
                 _log_time(program, size, time.monotonic() - began)
             del content, styles  # which may be as large as all the rest
             devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
             # A step in flight has its memory already.
-            ahead = 1 if program.layout.count_each > 1 else minimize.RUN_AHEAD
+            ahead = 1 if in_blocks else minimize.RUN_AHEAD
             taken = minimize.minimize(program.step, state, targets, key, steps, ahead)
             for number, (state, metrics) in zip(steps, taken, strict=True):
                 yield Moment(number + 1, state, metrics)
+                if in_blocks:
+                    devices.give_memory_back()  # what was done with the moment
             before = program
 
     def array(self, state: minimize.State) -> np.ndarray:
