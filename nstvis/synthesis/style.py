@@ -6,12 +6,13 @@ A generated image G starts as noise, and gradient descent changes its pixels to 
 J(G) = alpha J_content(C, G) + beta J_style(S, G) + gamma TV(G).
 """
 
+import copy
 import logging
 import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from PIL import Image
 from nstvis import devices, images
 from nstvis.layers import CAFFE_MEAN
 from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
+from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Guidance, Picture, Targets
 from nstvis.synthesis.style_settings import (
     SHORTEST_SIDE,
@@ -81,6 +83,7 @@ class StyleTransfer:
     ):
         """Raises what `stylize` does."""
         check(settings, len(styles))
+        self._quiet = False
         self.settings = settings
         self.content = images.normalized(content)
         self._styles = [images.normalized(style) for style in styles]
@@ -102,6 +105,22 @@ class StyleTransfer:
             for size, each in zip(self._sizes, self._programs, strict=True)
             for _ in range(*size.steps)
         ]
+
+    def with_content(self, content: Image.Image) -> Self:
+        """Returns a transfer for another content of the same size, with what is compiled.
+
+        It says nothing of its objective, and its styles are this one's, those that were
+        recoloured (`preserve_color=histogram`) included.
+
+        Raises:
+            ValueError: The content is of another size.
+        """
+        other = copy.copy(self)
+        other.content, other._quiet = images.normalized(content), True
+        if other.content.size != self.content.size:
+            sizes = (f"{w} x {h}" for w, h in (other.content.size, self.content.size))
+            raise ValueError(f"a content of {' pixels in a transfer of '.join(sizes)}")
+        return other
 
     def run(
         self,
@@ -142,9 +161,7 @@ class StyleTransfer:
 
     def array(self, state: minimize.State) -> np.ndarray:
         """Returns the best canvas so far, `[height, width, 3]`, 0..255."""
-        layouts = (program.layout for program in self._programs)
-        layout = next(each for each in layouts if each.shape == state.best.shape)
-        best = np.asarray(layout.joined(state.best))
+        best = np.asarray(self._layout(state).joined(state.best))
         array = canvas.cropped(best, self._margin)[0].clip(
             0, 255
         )  # a copy: the buffer will be donated
@@ -178,6 +195,18 @@ class StyleTransfer:
     def _alpha(self) -> Image.Image | None:
         """Returns the content's opacity, if any of it is transparent."""
         return self.content.getchannel("A") if self.content.mode == "RGBA" else None
+
+    def whole(self, state: minimize.State) -> minimize.State:
+        """Returns a state of whole pictures, on this host's first device."""
+        return self._layout(state).joined(state)
+
+    def placed(self, state: minimize.State) -> minimize.State:
+        """Puts a state of whole pictures of the last size where it is computed."""
+        return self._programs[-1].placed(state)
+
+    def _layout(self, state: minimize.State) -> Layout:
+        layouts = (program.layout for program in self._programs)
+        return next(each for each in layouts if each.shape == state.best.shape)
 
     @property
     def _margin(self) -> int:
@@ -234,7 +263,8 @@ class StyleTransfer:
         params, *others = jax.device_put(common, layout.common)
         shown = Picture(layout.spread(content), of_content)
         targets = program.targets(params, shown, painted, *others)
-        _log_objective(targets, settings, layout.size)
+        if not self._quiet:
+            _log_objective(targets, settings, layout.size)
         return targets
 
     def _enlarged(
