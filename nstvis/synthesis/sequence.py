@@ -61,6 +61,8 @@ class Settings(Resumable, style_settings.Settings):
                 f"frame_steps={self.frame_steps} should be below steps={self.steps}: they"
                 " are the last of them"
             )
+        if self.sequence and self.schedule != "even":
+            raise ValueError("a sequence takes the last of many steps: leave schedule=even")
         if self.flow and not self.sequence:
             raise ValueError("flow is for frames: give sequence=True as well")
 
