@@ -417,11 +417,7 @@ def test_killed_and_stopped_a_sequence_ends_bit_identical(
     arguments = command(
         video, network, f"--workdir={workdir}", "--config.checkpoint_every=0"
     )
-    for signum, step in (
-        (signal.SIGKILL, 8),
-        (signal.SIGKILL, 15),
-        (signal.SIGINT, 20),
-    ):
+    for signum, step in ((signal.SIGKILL, 27), (signal.SIGINT, 32)):
         process = start(*arguments)
         signal_at(process, signum, workdir, step)
         said = finish(process, 130 if signum == signal.SIGINT else -signum)
