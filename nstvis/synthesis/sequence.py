@@ -62,7 +62,9 @@ class Settings(Resumable, style_settings.Settings):
                 " are the last of them"
             )
         if self.sequence and self.schedule != "even":
-            raise ValueError("a sequence takes the last of many steps: leave schedule=even")
+            raise ValueError(
+                "a sequence takes the last of many steps: leave schedule=even"
+            )
         if self.flow and not self.sequence:
             raise ValueError("flow is for frames: give sequence=True as well")
 
