@@ -183,7 +183,7 @@ def make_objective(
 
     def objective(canvas: Array, targets: Targets, key: Array) -> tuple[Array, dict]:
         if settings.optimizer == "lbfgs":  # needs the same objective at every step
-            key = jax.random.key(settings.seed)
+            key = jax.random.key(0)
         picture, shift, activations = canvas, None, targets.activations
         if jitter:
             shift = jax.random.randint(key, (2,), 0, jitter)
