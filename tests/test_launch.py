@@ -254,7 +254,7 @@ def test_help_lists_all_fields_with_defaults_bounds_and_comments(name, call):
         assert re.search(r"\w{3}", lines[place + 1]), f"{field.name} has no comment"
         assert "--config" not in lines[place + 1]
     if name == "style":  # a comment of its own, and one that it inherits
-        assert "Content picture: a path, or demo." in done.stdout
+        assert "Content picture: a path, demo, or a folder" in done.stdout
         assert "\n      Seed of all " in done.stdout
         assert "--config.frame_every=90  (int, at least 1" in done.stdout
 

@@ -359,10 +359,9 @@ def test_other_units_are_those_of_gram_losses(sliced):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["w2", "gram"])
-def test_narrow_features_have_nearly_the_same_losses(name):
+def test_narrow_features_have_nearly_the_same_losses():
     wide, narrow = (
-        losses(precision=precision, style_loss=name, steps=1, jitter=0)[0]
+        losses(precision=precision, steps=1, jitter=0)[0]
         for precision in ("float32", "bfloat16")
     )
     assert narrow["J_style"] != wide["J_style"]

@@ -52,9 +52,9 @@ class Checkpoints:
     def due(self) -> bool:
         """Whether the next checkpoint should be saved now.
 
-        It may take no more than a tenth of the time.
+        They take no more than a tenth of the time, unless one is wanted at every step.
         """
-        pause = max(self._every, 10 * self._cost)
+        pause = self._every and max(self._every, 10 * self._cost)
         return time.monotonic() - self._saved_at >= pause
 
     def save(self, step: int, tree: Any, **parts: Any) -> None:

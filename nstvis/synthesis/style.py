@@ -90,13 +90,13 @@ class StyleTransfer:
         self._regions = self._read_masks()
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
+        self._network = programs.network(settings)
         if settings.weights == "random":
             logger.warning(
                 "the filters are random (seed %d), not trained: expect texture rather"
                 " than strokes",
                 settings.seed,
             )
-        self._network = programs.network(settings)
         self._sizes = self._list_sizes()
         self._programs = programs.of_sizes(settings, self._sizes)
         devices.give_memory_back()  # what the compiler took
