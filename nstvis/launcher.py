@@ -14,6 +14,7 @@ and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 """
 
 import contextlib
+import gc
 import logging
 import pathlib
 import shlex
@@ -54,6 +55,7 @@ def experiments() -> pathlib.Path:
 
 def main(argv: list[str] = sys.argv) -> int:
     """Runs what the command line asks for; returns the exit status."""
+    gc.set_threshold(100_000)  # or a tenth of a start goes into looking for garbage
     # By force, as absl has put its own handler there on import.
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("nstvis").setLevel(logging.INFO)

@@ -396,6 +396,7 @@ def test_each_region_has_the_statistics_of_its_own_style(tmp_path):
     how = style.Settings(
         content_layers="",
         style_layers="conv1_1,conv2_1",
+        style_loss="gram",
         size=64,
         scales=1,
         steps=100,
@@ -637,7 +638,8 @@ def test_a_picture_too_large_for_the_memory_is_refused_with_advice(monkeypatch):
 
 @pytest.mark.slow
 def test_a_picture_too_large_for_the_memory_is_painted_in_blocks(monkeypatch, caplog):
-    whole, needs = paint(size=400, steps=1, jitter=0), []
+    with jax.default_device(jax.devices()[0]):
+        whole, needs = paint(size=400, steps=1, jitter=0), []
     programs._compiled.cache_clear()
     needed_memory = devices.needed_memory
     monkeypatch.setattr(
