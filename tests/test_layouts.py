@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small as small_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -170,7 +171,7 @@ def division(config, size, count, block=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "block"), [(1, 50), (2, 0), (4, 0), (2, 50)])
+@pytest.mark.parametrize(("count", "block"), [(1, 50), (4, 0), (2, 50)])
 def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
     """With two regions, and rolled."""
     config, size, whole = small
@@ -179,20 +180,27 @@ def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
     assert difference(found, whole) < 1e-6
 
 
-@pytest.mark.slow
-def test_a_transfer_on_devices_is_that_on_one(tmp_path):
-    """Through two sizes, only the second of which is divided; and resumed there."""
-    config = Settings(
-        model="alexnet_small",
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Settings of a transfer through a network that compiles soon."""
+    path, _ = small_files.write(tmp_path_factory.mktemp("files"))
+    return Settings(
+        model=path,
+        weights="random",
         content_layers="conv2",
-        style_layers="conv1,conv3",
+        style_layers="conv1,conv2",
         style_loss="gram",
-        size=200,
-        scales=2,
-        steps=3,
+        scales=1,
         margin=4,
     )
-    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((200, 80)))
+
+
+@pytest.mark.slow
+def test_a_transfer_on_devices_is_that_on_one(tiny, tmp_path):
+    """Through two sizes, only the second of which is divided; and resumed there."""
+    how = {"size": 84, "scales": 2, "steps": 3, "jitter": 20}
+    config = dataclasses.replace(tiny, **how)
+    tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((84, 84)))
     transfer = style.StyleTransfer(tall, [wide], config)
     small, large = (program.layout for program in transfer._programs)
     assert type(small) is Layout
@@ -222,20 +230,10 @@ def test_a_transfer_on_devices_is_that_on_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", LEARNING_RATES)
-def test_a_transfer_in_blocks_is_that_of_the_whole(optimizer, tmp_path):
+def test_a_transfer_in_blocks_is_that_of_the_whole(tiny, optimizer, tmp_path):
     """With two styles and jitter, whatever the optimiser; and resumed bit for bit."""
-    config = Settings(
-        model="alexnet_small",
-        content_layers="conv2",
-        style_layers="conv1,conv2",
-        style_loss="gram",
-        optimizer=optimizer,
-        size=100,
-        scales=1,
-        steps=4,
-        jitter=5,
-        margin=4,
-    )
+    how = {"optimizer": optimizer, "size": 100, "steps": 4, "jitter": 5}
+    config = dataclasses.replace(tiny, **how)
     content, *styles = (Image.fromarray(np.uint8(x)) for x in pictures((70, 100), 3))
     with jax.default_device(jax.devices()[0]):
         whole = style.StyleTransfer(content, styles, config)
@@ -256,40 +254,25 @@ def test_a_transfer_in_blocks_is_that_of_the_whole(optimizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hosts_paint_one_picture_and_stop_together(tmp_path):
+def test_two_hosts_paint_one_picture_and_stop_together(tiny, tmp_path):
     """As four devices of one host do, with a stop in between, of which one is told."""
     tall, wide = (Image.fromarray(np.uint8(x)) for x in pictures((160, 60)))
     tall.save(tmp_path / "tall.png")
     wide.save(tmp_path / "wide.png")
-    config = Settings(
-        model="alexnet_small",
-        content_layers="conv2",
-        style_layers="conv1,conv2",
-        style_loss="gram",
-        size=160,
-        scales=1,
-        steps=16,
-    )
-    names = [
-        "model",
-        "content_layers",
-        "style_layers",
-        "style_loss",
-        "size",
-        "scales",
-        "steps",
-    ]
+    config = dataclasses.replace(tiny, size=160, steps=40)
+    changed = vars(config).items() - vars(Settings()).items()
     command = ["--experiment=style", f"--workdir={tmp_path / 'run'}"]
-    command += [f"--config.{name}={getattr(config, name)}" for name in names]
+    command += [f"--config.{name}={value}" for name, value in changed]
     command += [f"--config.content={tmp_path / 'tall.png'}"]
     command += [f"--config.style={tmp_path / 'wide.png'}"]
     lead, other = start_hosts(*command)
     signal_at(other, signal.SIGTERM, tmp_path / "run", 2)
     finish(other, 128 + signal.SIGTERM)
     assert "to resume" in finish(lead, 128 + signal.SIGTERM)
-    assert steps(tmp_path / "run") == list(range(1, 11))
+    done = len(steps(tmp_path / "run"))
+    assert done in (10, 20, 30)  # where hosts agree
     lead, other = start_hosts(*command)
-    assert "resuming after step 10 of 16" in finish(lead)
+    assert f"resuming after step {done} of 40" in finish(lead)
     finish(other)
     transfer = style.StyleTransfer(tall, [wide], config)
     assert len(transfer._programs[0].layout.of_pictures.device_set) == 4
@@ -314,9 +297,9 @@ def test_a_step_exchanges_rows_once_in_each_direction_and_gathers_none():
     assert program.memory < 0.35 * alone.memory  # on four devices, with what they share
 
 
-@pytest.mark.parametrize(("height", "count"), [(61, 2), (97, 4)])
-def test_what_is_spread_is_joined_again(height, count):
+def test_what_is_spread_is_joined_again():
     """And its variation and its spectrum are the whole picture's."""
+    height, count = 97, 4
     field = blocks.Field(4, 3, 8)
     grid = blocks.cut((height, 6), (count, 1), {"conv": (field, field)})
     layout = divided.Divided((height, 6), grid, devices.mesh(count))
