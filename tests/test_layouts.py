@@ -217,7 +217,8 @@ def test_a_transfer_on_devices_is_that_on_one(tiny, tmp_path):
     checkpoints = Checkpoints(tmp_path, 0)
     for moment in transfer.run():
         if moment.step == 4:
-            checkpoints.save(4, moment.state)
+            with checkpoints:  # which waits until it is saved
+                checkpoints.save(4, moment.state)
             break
     *_, last = style.StyleTransfer(tall, [wide], config).run(4, checkpoints.restore)
     np.testing.assert_array_equal(transfer.array(last.state), moments[-1][2])
@@ -248,7 +249,8 @@ def test_a_transfer_in_blocks_is_that_of_the_whole(tiny, optimizer, tmp_path):
                 np.testing.assert_allclose(found.metrics[name], value, rtol=1e-3)
             ends.append(cut.array(found.state))
             if found.step == 2:
-                checkpoints.save(2, found.state)
+                with checkpoints:  # which waits until it is saved
+                    checkpoints.save(2, found.state)
         *_, last = cut.run(2, checkpoints.restore)
         np.testing.assert_array_equal(cut.array(last.state), ends[-1])
 

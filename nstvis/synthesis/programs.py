@@ -75,7 +75,6 @@ class Programs(NamedTuple):
         targets: From parameters, content, styles, shares and weights to `Targets`.
         step: One step of `minimize`.
         flops: Floating-point operations of a step on each device, by XLA's count.
-        target_flops: Likewise of the targets.
         memory: Bytes that they need on a device.
     """
 
@@ -85,7 +84,6 @@ class Programs(NamedTuple):
     targets: jax.stages.Compiled
     step: jax.stages.Compiled
     flops: float
-    target_flops: float
     memory: int
 
     def start(self, canvas: jax.Array) -> minimize.State:
@@ -228,12 +226,13 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
     content, *styles = (
         _abstract(each, forward, params, settings, size.regions) for each in layouts
     )
-    image = jax.ShapeDtypeStruct(layout.seen, jnp.float32)
-    prepare, rest = hoisted(forward, params, image)
-    from_pictures = make_targets(forward, settings, layout, style_layouts)
+    seen = str(layout.seen)
+    prepare, rest = _prepared(forward, params, {each.seen for each in layouts})
+    from_pictures = make_targets(rest, settings, layout, style_layouts)
 
     def targets(params: models.Params, *arguments: Any) -> Targets:
-        return from_pictures(params, *arguments)._replace(params=prepare(params))
+        made = from_pictures(prepare(params), *arguments)
+        return made._replace(params={seen: made.params[seen]})
 
     shares = dict.fromkeys(size.regions or ("",), jnp.zeros(len(styles)))
     others = jax.device_put((shares, (jnp.float32(0),) * 3), layout.common)
@@ -267,9 +266,29 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
         targets_program,
         step_program,
         _flops(layout, step_program),
-        _flops(layout, targets_program),
         max(map(devices.needed_memory, (targets_program, step_program))),
     )
+
+
+def _prepared(
+    forward: models.Forward, params: models.Params, shapes: set[tuple[int, ...]]
+) -> tuple[Any, models.Forward]:
+    """Splits a network as `hoisted`, for images of several shapes."""
+    parts = {
+        str(shape): hoisted(forward, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+        for shape in shapes
+    }
+
+    def prepare(params: models.Params) -> dict[str, Any]:
+        each = {shape: before(params) for shape, (before, _) in parts.items()}
+        return each | {"": params}
+
+    def rest(prepared: Any, images: jax.Array) -> dict[str, jax.Array]:
+        if (shape := str(images.shape)) in parts:
+            return parts[shape][1](prepared[shape], images)
+        return forward(prepared[""], images)
+
+    return prepare, rest
 
 
 def _flops(layout: Layout, program: jax.stages.Compiled) -> float:

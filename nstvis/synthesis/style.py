@@ -146,19 +146,19 @@ class StyleTransfer:
             else:
                 state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
             devices.give_memory_back()  # what was only needed on the way
-            began = time.monotonic()
             targets = self._targets(program, content, styles)
-            in_blocks = program.layout.count_each > 1
-            if in_blocks:
-                jax.block_until_ready(targets.activations)
-                _log_time(program, size, time.monotonic() - began)
             del content, styles  # which may be as large as all the rest
             devices.give_memory_back()
             steps = range(max(done, size.steps[0]), size.steps[1])
+            in_blocks = program.layout.count_each > 1
             # A step in flight has its memory already.
             ahead = 1 if in_blocks else minimize.RUN_AHEAD
             taken = minimize.minimize(program.step, state, targets, key, steps, ahead)
+            began = time.monotonic()
             for number, (state, metrics) in zip(steps, taken, strict=True):
+                if in_blocks and number == steps.start:
+                    jax.block_until_ready(metrics)
+                    _log_time(program, len(steps), time.monotonic() - began)
                 yield Moment(number + 1, state, metrics)
                 if in_blocks:
                     devices.give_memory_back()  # what was done with the moment
@@ -370,12 +370,7 @@ def _log_objective(targets: Targets, settings: Settings, size: tuple[int, int]) 
     logger.info("%d x %d: J = %s", width, height, " + ".join(terms))
 
 
-def _log_time(program: programs.Programs, size: programs.Size, seconds: float) -> None:
-    """Tells in advance how long a size takes, from what its targets took."""
-    first, end = size.steps
-    ratio = program.flops / (program.target_flops or math.inf)
-    minutes = (end - first) * seconds * ratio / 60
-    count = program.layout.count
-    logger.info(
-        "%d steps in %d blocks: about %.1f minutes", end - first, count, minutes
-    )
+def _log_time(program: programs.Programs, steps: int, seconds: float) -> None:
+    """Tells how long a size takes, from the time of its first step."""
+    minutes, count = steps * seconds / 60, program.layout.count
+    logger.info("%d steps in %d blocks: about %.1f minutes", steps, count, minutes)
