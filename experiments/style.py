@@ -20,7 +20,7 @@ and `cells.csv` their losses.
 paints a folder of frames, or an animated GIF, each from the last one's result
 (`nstvis/synthesis/sequence.py`), to `G/000001.png` and so on, and `G.gif`.
 
-The first command takes 74 s on two cores of an Intel Xeon, 20 of them to compile when it
+The first command takes 79 s on two cores of an Intel Xeon, 20 of them to compile when it
 is run first, and brings J from 4.7 down to 0.56 in 450 steps, at 384 x 288 pixels.
 """
 
