@@ -26,6 +26,7 @@ from nstvis import models
 from nstvis.synthesis.losses import total_variation
 from nstvis.units.receptive_fields import receptive_fields
 
+SIDE = 512  # of a picture in which a layer's fields are as in any larger one
 FAR = 2**30  # beyond any picture
 
 
@@ -60,14 +61,9 @@ class Block(NamedTuple):
     first: Any
     end: Any
 
-    @property
-    def count(self) -> int:
-        """How many blocks these are."""
-        return len(self.start)
-
-    def moved(self, rows: Any, columns: Any = 0) -> "Block":
-        """Returns the same blocks of a picture that begins elsewhere."""
-        by = jnp.stack([jnp.int32(rows), jnp.int32(columns)])
+    def moved(self, rows: Array) -> "Block":
+        """Returns the same blocks of a picture that begins so many rows higher."""
+        by = jnp.stack([rows, jnp.int32(0)])
         return Block(*(x + by[None] for x in self))
 
     def owned(self, fields: tuple[Field, Field], shape: tuple[int, ...]) -> Array:
@@ -93,9 +89,8 @@ def layer_fields(
     Raises:
         ValueError: A layer sees the whole picture.
     """
-    side = 512  # it is the same for all pictures that are large enough
-    found = receptive_fields(forward, params, side, side)
-    channels = models.units(forward, params, side)
+    found = receptive_fields(forward, params, SIDE, SIDE)
+    channels = models.units(forward, params, SIDE)
     result = {}
     for name in layers:
         if not found[name].stride:

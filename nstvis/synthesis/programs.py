@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 # while it is smoothed, and its targets.
 PER_PIXEL = 150
 LEAST_BLOCK, LARGEST_BLOCK = 64, 1024  # pixels; more gains nothing
-FIELD_SIDE = 512  # pixels of a picture in which a layer's fields are like in any larger
 
 # Settings that are data of the programs, or are seen in the shapes of the pictures.
 _DATA = {
@@ -176,7 +175,7 @@ def guidance(
         jax.eval_shape(forward, params, jax.ShapeDtypeStruct(shape, jnp.float32))
         for shape in (layout.seen, (1, *layout.size, 3))
     )
-    fields = receptive_fields(forward, params, FIELD_SIDE, FIELD_SIDE)
+    fields = receptive_fields(forward, params, blocks.SIDE, blocks.SIDE)
     guidance = {}
     for layer in layer_weights(settings.style_layers):
         guides = masks.guidance(shares, fields[layer], whole[layer].shape[1:])
