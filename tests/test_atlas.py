@@ -146,7 +146,12 @@ def test_a_second_atlas_replaces_the_first_and_nothing_else(folder, given, tmp_p
     atlas.write(tmp_path, few, patches, {3: pictures[3]})
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     wanted = {"index.html", "atlas/table.js", "atlas/0.js", "atlas/0-0.webp"}
-    wanted |= {"atlas/panels.js", "atlas/pictures/3.png", "units.npz"}
+    wanted |= {
+        "atlas/panels.js",
+        "atlas/findings.js",
+        "atlas/pictures/3.png",
+        "units.npz",
+    }
     assert left == wanted
     assert atlas.Atlas(tmp_path).layers == {"conv1": 5}
 
@@ -327,3 +332,47 @@ def test_what_is_not_finite_is_null(given, tmp_path):
     read = atlas.Atlas(tmp_path)
     assert read.unit("conv1", 0).strongest == [("tabby", 2)]
     assert read.unit("conv1", 1).top[8].score is None
+
+
+FINDING = {
+    "concept": np.array(["grating", "<b>\u2028", "no name", "dot", "dog AND NOT cat"]),
+    "auroc": np.array([0.5, 0.75, np.nan, 1, 0.9]),
+    "unit": np.arange(10).reshape(5, 2),
+    "tested": np.array([True, False, False, True, True]),
+}
+
+
+def test_findings_are_read_as_they_were_written(given, tmp_path):
+    wanted, *rest = given
+    wanted = dataclasses.replace(wanted, findings={"name": {"conv1": FINDING}})
+    atlas.write(tmp_path, wanted, *rest)
+    atlas.add_findings(tmp_path, "inputs", {"fc": {"unit": np.zeros((6, 3), int)}})
+    read = atlas.Atlas(tmp_path)
+    assert read.unit("block/2 ü", 0).findings == {}
+    assert read.unit("fc", 5).findings == {"inputs": {"unit": [0, 0, 0]}}
+    assert read.unit("conv1", 1).findings["name"] == {
+        "concept": "<b>\u2028",
+        "auroc": 0.75,
+        "unit": [2, 3],
+        "tested": False,
+    }
+    assert read.unit("conv1", 2).findings["name"]["auroc"] is None
+    # Another call's replace them.
+    atlas.add_findings(tmp_path, "name", {"fc": {"concept": np.full(6, "x")}})
+    read = atlas.Atlas(tmp_path)
+    assert read.unit("fc", 0).findings["name"] == {"concept": "x"}
+    assert "name" not in read.unit("conv1", 1).findings
+
+
+@pytest.mark.parametrize(
+    ("title", "layer", "units", "message"),
+    [
+        ("a/b", "fc", 6, "the title 'a/b' should be of letters and digits"),
+        ("name", "fc6", 6, "no layer 'fc6': did you mean 'fc'"),
+        ("name", "fc", 5, "name should say something of all units of fc"),
+    ],
+)
+def test_findings_that_do_not_fit_are_refused(folder, title, layer, units, message):
+    with pytest.raises(ValueError, match=message):
+        atlas.add_findings(folder, title, {layer: {"x": np.zeros(units)}})
+    assert atlas.Atlas(folder).unit("fc", 0).findings == {}

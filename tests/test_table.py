@@ -66,6 +66,19 @@ def results():
     return example()[0]
 
 
+def test_findings_are_read_as_they_were_written(results, tmp_path):
+    names = {"concept": np.array([*"abcde"]), "auroc": np.linspace(0, 1, 5)}
+    inputs = {"unit": np.zeros((6, 2), int)}
+    given = {"name": {"conv1": names}, "inputs": {"fc": inputs, "conv1": names}}
+    changed = dataclasses.replace(results, findings=given)
+    table.save(tmp_path / "units.npz", changed)
+    read = table.load(tmp_path / "units.npz")
+    assert_same(dataclasses.replace(read, findings={}), results)
+    np.testing.assert_equal(read.findings, given)
+    with np.load(tmp_path / "units.npz") as file:
+        assert file["conv1.name.concept"].tolist() == [*"abcde"]
+
+
 def test_it_is_read_as_it_was_written(results, tmp_path):
     table.save(tmp_path / "units.npz", results)
     assert_same(table.load(tmp_path / "units.npz"), results)

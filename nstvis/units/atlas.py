@@ -4,7 +4,7 @@
     unit.patches()[0].show()
     print(unit.favourite, unit.statistics, [patch.image for patch in unit.top])
 
-`write` and `add` make them; `atlas_writer` says which files there are.
+`write`, `add` and `add_findings` make them; `atlas_writer` says which files there are.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from nstvis.units import atlas_json, sprites, unit_names
-from nstvis.units.atlas_writer import Panel, add, write
+from nstvis.units.atlas_writer import Panel, add, add_findings, write
 from nstvis.units.sprites import Grid
 from nstvis.units.statistics import Statistic
 
-__all__ = ["Atlas", "Panel", "RankedPatch", "Unit", "add", "write"]
+__all__ = ["Atlas", "Panel", "RankedPatch", "Unit", "add", "add_findings", "write"]
 
 
 class RankedPatch(NamedTuple):
@@ -71,6 +71,9 @@ class Unit:
     dead: bool
     # Names of the classes with the highest mean activations, and these.
     strongest: list[tuple[str, float]]
+    # What else is said of it, such as its name and its inputs, by title and field; None
+    # for numbers that there are not.
+    findings: dict[str, dict[str, Any]]
     _patches: _Pictures
     _panels: dict[str, _Pictures]
 
@@ -130,6 +133,9 @@ class Atlas:
                 atlas_json.read_layer, self._folder, version=table["version"]
             )
         )
+        self._finding = functools.cache(
+            functools.partial(atlas_json.read_finding, self._folder)
+        )
         self.layers = {layer["name"]: layer["units"] for layer in table["layers"]}
         self.fields = {layer["name"]: layer["field"] for layer in table["layers"]}
         self.statistics = {x["name"]: Statistic(**x) for x in table["statistics"]}
@@ -164,6 +170,11 @@ class Atlas:
             number=number,
             _patches=self._pictures(str(place), number, self._grids[layer]),
             _panels=self._panels(str(place), number),
+            findings={
+                title: self._finding(title, place)[number]
+                for title, places in atlas_json.read_findings(self._folder).items()
+                if place in places
+            },
             **known | parts,
         )
 

@@ -9,9 +9,12 @@ but no JSON. There are
     N.js       of layer N: {units: [{top, least, favourite, statistics: {name: value},
                histogram, dead, strongest}], images: {index: [id, label, file]}}
     panels.js  [{title, layers: {N: {k, side, pitch, rows, units}}}]
+    findings.js  [{title, layers: [N]}]
+    TITLE-N.js   of a finding of layer N: [{field: value} of each unit]
 
 A ranked patch is [score, index of the image, top, left, bottom, right]; null where there
-are too few images. Numbers that are not finite are null, too.
+are too few images. Numbers that are not finite are null, too. Atlases of before 2026-11-26
+have no `findings.js`.
 
 Version 1, which had no `version`, had `mean`, `std`, `silent` (now sparsity) and
 `selectivity` in each unit itself, and no list of statistics.
@@ -21,14 +24,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nstvis.runs import files
 from nstvis.units import statistics
-from nstvis.units.measurements import Layer, RankedPatches
+from nstvis.units.measurements import Finding, Layer, RankedPatches
 from nstvis.units.sprites import Grid
 from nstvis.units.table import Table
 
@@ -157,6 +160,46 @@ def read_panels(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """
     panels = _read(folder / "panels.js")
     return {panel["title"]: panel["layers"] for panel in panels}
+
+
+def write_findings(folder: pathlib.Path, findings: Mapping[str, Sequence[int]]) -> None:
+    """Writes `findings.js`: title to the numbers of the layers that have it."""
+    content = [{"title": title, "layers": [*x]} for title, x in findings.items()]
+    _write(folder / "findings.js", "atlas.findings", content)
+
+
+def read_findings(folder: pathlib.Path) -> dict[str, list[int]]:
+    """Reads what `write_findings` wrote; nothing where it never did.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    script = folder / "findings.js"
+    found = _read(script) if script.exists() else []
+    return {finding["title"]: finding["layers"] for finding in found}
+
+
+def write_finding(
+    folder: pathlib.Path, title: str, number: int, finding: Finding
+) -> None:
+    """Writes `TITLE-N.js`, what is said of the units of layer N."""
+    columns = [_jsonable(array) for array in finding.values()]
+    content = [dict(zip(finding, row)) for row in zip(*columns, strict=True)]
+    target = f"atlas.layers[{number}].findings.{title}"
+    _write(folder / f"{title}-{number}.js", target, content)
+
+
+def read_finding(folder: pathlib.Path, title: str, number: int) -> list[dict[str, Any]]:
+    """Reads what `write_finding` wrote.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    return _read(folder / f"{title}-{number}.js")
+
+
+def _jsonable(array: np.ndarray) -> list:
+    return _numbers(array) if array.dtype.kind == "f" else array.tolist()
 
 
 def _units(layer: Layer) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from nstvis.runs import files
 from nstvis.units import atlas_json, sprites, unit_names
+from nstvis.units.measurements import Finding
 from nstvis.units.sprites import Grid
 from nstvis.units.table import Table
 
@@ -61,6 +62,9 @@ def write(
             atlas_json.write_layer(new, number, layer, table.examples, names)
         atlas_json.write_table(new, table, grids)
         atlas_json.write_panels(new, {})
+        atlas_json.write_findings(new, {})
+        for title, findings in table.findings.items():
+            _add_findings(new, list(table.layers), title, findings)
         for title, panel in (panels or {}).items():
             _add(new, list(table.layers), title, panel)
         page = pathlib.Path(__file__).with_name("atlas.html").read_text("utf-8")
@@ -94,6 +98,52 @@ def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
             unit_names.check(counts, layer, unit)
     # Without loss, as units that stay are written again each time.
     _add(scripts, list(counts), title, panel, lossless=True)
+
+
+def add_findings(
+    folder: str | os.PathLike, title: str, findings: Mapping[str, Finding]
+) -> None:
+    """Says more of units in an existing atlas, in place of an earlier call's.
+
+    Args:
+        folder: The atlas's.
+        title: Of letters and digits, such as name.
+        findings: Layer to what is said of all its units.
+
+    Raises:
+        FileNotFoundError: There is no atlas in the folder.
+        ValueError: It has no such layer, or another number of units in it.
+        OSError: A file cannot be written; it is named.
+    """
+    scripts = atlas_json.find(folder)
+    table = atlas_json.read_table(scripts)
+    counts = {layer["name"]: layer["units"] for layer in table["layers"]}
+    for name, finding in findings.items():
+        unit_names.check(counts, name, 0)
+        if any(len(array) != counts[name] for array in finding.values()):
+            raise ValueError(f"{title} should say something of all units of {name}")
+    _add_findings(scripts, list(counts), title, findings)
+
+
+def _add_findings(
+    folder: pathlib.Path,
+    layers: Sequence[str],
+    title: str,
+    findings: Mapping[str, Finding],
+) -> None:
+    """Adds findings to the scripts of a folder."""
+    _refuse_title(title)
+    listed = atlas_json.read_findings(folder)
+    numbers = [layers.index(name) for name in findings]
+    for number, finding in zip(numbers, findings.values(), strict=True):
+        atlas_json.write_finding(folder, title, number, finding)
+    listed[title] = sorted(numbers)
+    atlas_json.write_findings(folder, listed)
+
+
+def _refuse_title(title: str) -> None:
+    if not title.isalnum():
+        raise ValueError(f"the title {title!r} should be of letters and digits")
 
 
 def _write_pictures(
@@ -158,8 +208,7 @@ def _add(
     lossless: bool = False,
 ) -> None:
     """Adds a panel to the scripts and sprites of a folder."""
-    if not title.isalnum():
-        raise ValueError(f"the title {title!r} should be of letters and digits")
+    _refuse_title(title)
     panels = atlas_json.read_panels(folder)
     listed = panels.setdefault(title, {})
     for layer, pictures in panel.items():

@@ -5,9 +5,14 @@ channel's map; all numbers are over the images' activations.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+# What is said of the units of a layer beside the measurements, such as their names: the
+# name of a field to an array [units, ...] of numbers (NaN where there is none), bools or
+# strings.
+Finding = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

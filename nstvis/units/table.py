@@ -5,6 +5,7 @@
     LAYER.FIELD            the fields of `measurements.Layer`; those of its
                            `RankedPatches` are LAYER.top.score and so on
     LAYER.statistics.NAME  every registered statistic, float32 [units]
+    LAYER.TITLE.FIELD      the findings of a title, such as name or inputs
     about                  JSON of the other fields of `Table`
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from nstvis.runs import files
 from nstvis.units import statistics
-from nstvis.units.measurements import Layer, RankedPatches
+from nstvis.units.measurements import Finding, Layer, RankedPatches
 
 # What a field was called in older files.
 _OLDER_NAMES = {"sparsity": "silent"}
@@ -45,6 +46,10 @@ class Table:
     size: int
     # What was scanned: names such as model, weights, dataset, split.
     about: Mapping[str, str]
+    # Title to layer to what is said of its units.
+    findings: Mapping[str, Mapping[str, Finding]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def save(path: pathlib.Path, table: Table) -> None:
@@ -55,9 +60,12 @@ def save(path: pathlib.Path, table: Table) -> None:
     about = {
         field.name: getattr(table, field.name)
         for field in dataclasses.fields(table)
-        if field.name != "layers"
+        if field.name not in ("layers", "findings")
     }
-    about |= {"layers": list(table.layers)}
+    about |= {"layers": list(table.layers), "findings": list(table.findings)}
+    for title, layers in table.findings.items():
+        for name, finding in layers.items():
+            arrays |= {f"{name}.{title}.{key}": x for key, x in finding.items()}
     arrays["about"] = np.array(json.dumps(about))
     with files.replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -89,7 +97,15 @@ def load(path: pathlib.Path) -> Table:
         about: dict[str, Any] = json.loads(str(arrays.pop("about")))
         layers = {name: _layer(arrays, name) for name in about.pop("layers")}
         examples = {int(k): (v[0], v[1]) for k, v in about.pop("examples").items()}
-        return Table(layers=layers, examples=examples, **about)
+        findings = {
+            title: {
+                name: finding
+                for name in layers
+                if (finding := _finding(arrays, f"{name}.{title}."))
+            }
+            for title in about.pop("findings", [])
+        }
+        return Table(layers=layers, examples=examples, findings=findings, **about)
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -112,3 +128,11 @@ def _layer(arrays: Mapping[str, np.ndarray], name: str) -> Layer:
                 key = f"{name}.{_OLDER_NAMES[field.name]}"
             parts[field.name] = arrays[key]
     return Layer(**parts)
+
+
+def _finding(arrays: Mapping[str, np.ndarray], prefix: str) -> Finding:
+    return {
+        key.removeprefix(prefix): array
+        for key, array in arrays.items()
+        if key.startswith(prefix)
+    }
