@@ -115,13 +115,25 @@ class Grid(NamedTuple):
 
     Attributes:
         size: Height and width of each, in pixels.
+        owned: The most of these that one owns.
         blocks: All of them, row by row, in NumPy's arrays `[blocks, 2]`.
         fields: Of the layers whose positions they own.
     """
 
     size: tuple[int, int]
+    owned: tuple[int, int]
     blocks: Block
     fields: Fields
+
+    def most_owned(self, layer: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the most rows and columns of a layer's map, of `shape`, that any owns."""
+        most = []
+        for i, (field, length) in enumerate(
+            zip(self.fields[layer], shape, strict=True)
+        ):
+            beyond = max(0, length - -(-self.size[i] // field.step))  # of padded layers
+            most.append(min(length, -(-self.owned[i] // field.step) + beyond))
+        return tuple(most)
 
 
 def cut(size: tuple[int, int], counts: tuple[int, int], fields: Fields) -> Grid:
@@ -139,7 +151,10 @@ def cut(size: tuple[int, int], counts: tuple[int, int], fields: Fields) -> Grid:
     (height, *rows), (width, *columns) = axes
     pairs = (np.meshgrid(*x, indexing="ij") for x in zip(rows, columns, strict=True))
     blocks = (np.stack([x.ravel() for x in both], -1, dtype=np.int32) for both in pairs)
-    return Grid((height, width), Block(*blocks), fields)
+    found = Block(*blocks)
+    within = np.minimum(found.end, found.start + [height, width]) - found.first
+    most_rows, most_columns = within.max(0).tolist()
+    return Grid((height, width), (most_rows, most_columns), found, fields)
 
 
 def _cut(length: int, count: int, fields: Sequence[Field]) -> tuple:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Sharding
 
 from nstvis.synthesis import blocks, losses
@@ -105,6 +105,32 @@ class Layout:
         if block is None or self.grid is None:
             return None
         return block.owned(self.grid.fields[layer], activations.shape[1:3])
+
+    def own_part(
+        self, block: Block | None, layer: str, activations: Array
+    ) -> tuple[Array, Array | None]:
+        """Returns the part of a map with all that a block owns, and what `owned` has there.
+
+        The parts of all blocks have one shape, and hardly overlap.
+
+        Args:
+            block: The block.
+            layer: The map's layer.
+            activations: The map, `[height, width, channels]`.
+        """
+        owned = self.owned(block, layer, activations[None])
+        if block is None or self.grid is None or owned is None:
+            return activations, None
+        row, column = (
+            (block.first[i] - block.start[i]) // field.step
+            for i, field in enumerate(self.grid.fields[layer])
+        )
+        shape = self.grid.most_owned(layer, activations.shape[:2])
+        whole = *shape, activations.shape[2]
+        return (
+            lax.dynamic_slice(activations, (row, column, 0), whole),
+            lax.dynamic_slice(owned, (row, column), shape),
+        )
 
     def filtered(
         self, picture: Array, factors: Callable[[Array, Array], Array]

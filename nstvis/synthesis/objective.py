@@ -52,7 +52,7 @@ class Targets(NamedTuple):
     Attributes:
         params: The network's, or what it prepares from them.
         content: The content's pixels, if they are to be rolled at every step.
-        activations: Its activations P at the content layers, those of each block along
+        activations: Its activations P at the content layers, each block's own part along
             the first axis.
         guidance: Of the content's regions.
         styles: The style losses, with their targets.
@@ -107,11 +107,13 @@ def make_targets(
     def seen(pixels, block, _, params):
         found = forward(params, pixels)
         found = {name: found[name] for name in content_weights}
+        zero = jnp.zeros(())
         squares = {
-            name: 2 * _content_loss(layout, block, name, x, jnp.zeros_like(x[0]))
+            name: 2 * _content_loss(layout, block, name, x, zero)
             for name, x in found.items()
         }
-        return {name: x[0] for name, x in found.items()}, squares
+        own = {name: layout.own_part(block, name, x[0])[0] for name, x in found.items()}
+        return own, squares
 
     def targets(
         params: models.Params,
@@ -172,7 +174,8 @@ def make_objective(
             pixels, content = jnp.split(pixels, 2, -1)
             wanted = forward(params, lax.stop_gradient(content))
             wanted = {
-                name: wanted[name][0] for name in layer_weights(settings.content_layers)
+                name: layout.own_part(block, name, wanted[name][0])[0]
+                for name in layer_weights(settings.content_layers)
             }
         found = forward(params, pixels)
         content = {
@@ -279,9 +282,9 @@ def _style(
 def _content_loss(
     layout: Layout, block: Block | None, layer: str, activations: Array, target: Array
 ) -> Array:
-    """J_content of the positions that a block owns; the target is `[height, width, C]`."""
-    owned = layout.owned(block, layer, activations)
-    return losses.content_loss(activations[0], target, owned)
+    """J_content of the positions that a block owns; the target is of its own part."""
+    activations, owned = layout.own_part(block, layer, activations[0])
+    return losses.content_loss(activations, target, owned)
 
 
 def _shapes(
