@@ -23,11 +23,9 @@ import pathlib
 from collections.abc import Mapping
 
 from nstvis import assets, images, plots
-from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import Resumable, bounded
 from nstvis.runs.files import write_csv
-from nstvis.runs.metrics import Metrics
-from nstvis.runs.progress import Progress
+from nstvis.runs.loop import Loop, Wish
 from nstvis.synthesis import minimize
 from nstvis.synthesis.reconstruct import Reconstruction, Settings, psnr
 
@@ -49,29 +47,23 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     content = images.read(assets.picture(config.content, "content"))
     style = images.read(assets.picture(config.style, "style"))
     reconstruction = Reconstruction(content, style, config)
-    checkpoints = Checkpoints(workdir, config.checkpoint_every)
-    done = checkpoints.latest()
-    with (
-        checkpoints,
-        Metrics(workdir, done) as metrics,
-        Progress([reconstruction.flops] * config.steps, done) as progress,
-    ):
-        state = start = checkpoints.restore(reconstruction.start())
-        for state, losses in reconstruction.run(start, range(done, config.steps)):
-            done += 1
-            if row := metrics.write({"step": done} | losses):
-                progress.show(int(row["step"]), _range(row))
-            if progress.interrupted:
+    costs = [reconstruction.flops] * config.steps
+    with Loop(workdir, config.checkpoint_every, costs) as loop:
+        state = start = loop.restore(reconstruction.start())
+        step = loop.done
+        for state, losses in reconstruction.run(start, range(step, config.steps)):
+            step += 1
+            loop.record({"step": step} | losses, _range)
+            wish = loop.wish(step)
+            if wish == Wish.STOP:
                 break
-            if checkpoints.due():
-                metrics.flush()
-                checkpoints.save(done, state)
-        metrics.flush()
-        checkpoints.save(done, state)
+            if wish == Wish.SAVE:
+                loop.save(step, state)
+        loop.finish(step, state, _range)
         rows = _draw(workdir, reconstruction, state)
     write_csv(workdir / "reconstruct.csv", ("picture", "loss", "psnr"), rows)
     plots.metrics(
-        workdir / "loss.png", metrics.read(), reconstruction.names, scale="log"
+        workdir / "loss.png", loop.metrics.read(), reconstruction.names, scale="log"
     )
     return ["reconstruct.png", "reconstruct.csv", "loss.png", "metrics.jsonl"]
 

@@ -26,15 +26,14 @@ is run first, and brings J from 4.7 down to 0.56 in 450 steps, at 384 x 288 pixe
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from PIL import Image
 
 from nstvis import devices, images, plots
-from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import bounded
-from nstvis.runs.metrics import Metrics
+from nstvis.runs.loop import Loop, Wish
 from nstvis.runs.page import Page
-from nstvis.runs.progress import Progress
 from nstvis.synthesis import sequence, style_settings, sweep
 from nstvis.synthesis.frames import Frames
 from nstvis.synthesis.style import Moment, StyleTransfer
@@ -95,8 +94,6 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         results=[config.output, *LEFT],
     )
     transfer = StyleTransfer(content, [style for _, style in styles], config)
-    checkpoints = Checkpoints(workdir, config.checkpoint_every)
-    done = checkpoints.latest()
     (workdir / "frames").mkdir(exist_ok=True)
 
     def keep(moment: Moment) -> None:
@@ -105,49 +102,35 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
 
     def show(moment: Moment) -> None:
         picture = transfer.picture(moment.state)
-        page.show(moment.step, picture, metrics, progress)
+        page.show(moment.step, picture, loop.metrics, loop.progress)
 
-    with (
-        page,
-        checkpoints,
-        Metrics(workdir, done) as metrics,
-        Progress(transfer.costs, done) as progress,
-    ):
+    with page, Loop(workdir, config.checkpoint_every, transfer.costs) as loop:
         try:
-            for moment in transfer.run(done, checkpoints.restore):
+            for moment in transfer.run(loop.done, loop.restore):
                 step = moment.step
-                if moment.metrics and (row := metrics.write(moment.metrics)):
-                    progress.show(int(row["step"]), _numbers(row))
+                loop.record(moment.metrics, _numbers)
                 if step % config.frame_every == 0 or step == len(transfer.costs):
                     _write_frame(workdir, step, transfer.picture(moment.state))
                     keep(moment)
                 if devices.agreed(int(page.due()), step):
                     show(moment)
-                # The number of a signal, which stops, or 1, which only saves.
-                wish = progress.interrupted or int(checkpoints.due())
-                wish = devices.agreed(wish, step)
-                if wish > 1:
-                    progress.interrupted = wish
+                wish = loop.wish(step)
+                if wish == Wish.STOP:
                     break
-                if wish:
-                    metrics.flush()
-                    checkpoints.save(step, moment.state)
+                if wish == Wish.SAVE:
+                    loop.save(step, moment.state)
                     keep(moment)
-            else:  # or one host alone would be interrupted by a late signal
-                progress.interrupted = devices.agreed(progress.interrupted, 0)
         except FloatingPointError:
-            metrics.flush()
+            loop.metrics.flush()
             keep(moment)
             raise
-        if row := metrics.flush():
-            progress.show(int(row["step"]), _numbers(row))
         keep(moment)
-        checkpoints.save(moment.step, moment.state)
+        loop.finish(moment.step, moment.state, _numbers)
         if devices.is_lead():
             _film(workdir)
         show(moment)
     if devices.is_lead():
-        plots.metrics(workdir / "loss.png", metrics.read(), LOSSES, "log")
+        plots.metrics(workdir / "loss.png", loop.metrics.read(), LOSSES, "log")
     return [config.output, *LEFT]
 
 
@@ -198,7 +181,7 @@ def _film(workdir: pathlib.Path) -> None:
     images.write(workdir / "film.png", strip)
 
 
-def _numbers(row: dict[str, float]) -> str:
+def _numbers(row: Mapping[str, float]) -> str:
     losses = (f"{name}={row[name]:.3g}" for name in LOSSES)
     note = "" if row["damping"] == 1 else f" damping={row['damping']:.2g}"
     return f"{' '.join(losses)}{note}"

@@ -18,7 +18,7 @@ result that the next frame starts from.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +28,10 @@ from jax import Array
 from PIL import Image
 
 from nstvis import devices, images
-from nstvis.runs.checkpoints import Checkpoints
 from nstvis.runs.config import Resumable, bounded
+from nstvis.runs.loop import Loop, Wish
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.page import Page
-from nstvis.runs.progress import Progress
 from nstvis.synthesis import canvas, flow, minimize, style_settings
 from nstvis.synthesis.frames import Frames, pictures_in, write_animation
 from nstvis.synthesis.style import StyleTransfer
@@ -207,44 +206,35 @@ def paint(
     name = pathlib.PurePath(output)
     folder, animation = workdir / name.stem, workdir / f"{name.stem}.gif"
     folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(workdir, settings.checkpoint_every)
-    done = checkpoints.latest()
-    with (
-        page,
-        checkpoints,
-        Metrics(workdir, done) as metrics,
-        Progress(transfer.costs, done) as progress,
-    ):
-        for moment in transfer.run(done, checkpoints.restore):
-            step, state = moment.step, moment.state
-            if moment.metrics and (row := metrics.write(moment.metrics)):
-                number = transfer.frame(int(row["step"])) + 1
-                text = f"frame {number} of {len(transfer.frames)} J={row['J']:.3g}"
-                progress.show(int(row["step"]), text)
+
+    def text(row: Mapping[str, float]) -> str:
+        number = transfer.frame(int(row["step"])) + 1
+        return f"frame {number} of {len(transfer.frames)} J={row['J']:.3g}"
+
+    def show(moment: Moment) -> None:
+        picture = moment.transfer.picture(moment.state)
+        page.show(moment.step, picture, loop.metrics, loop.progress)
+
+    with page, Loop(workdir, settings.checkpoint_every, transfer.costs) as loop:
+        for moment in transfer.run(loop.done, loop.restore):
+            loop.record(moment.metrics, text)
             if moment.whole:
                 file = folder / f"{moment.frame + 1:06}{name.suffix}"
                 note = dataclasses.asdict(settings) | {"frame": moment.frame + 1}
-                moment.transfer.write(file, state, note)
-            if devices.agreed(int(page.due()), step):
-                page.show(step, moment.transfer.picture(state), metrics, progress)
-            # The number of a signal, which stops, or 1, which only saves.
-            wish = progress.interrupted or int(checkpoints.due())
-            wish = devices.agreed(wish, step)
-            if wish > 1:
-                progress.interrupted = wish
+                moment.transfer.write(file, moment.state, note)
+            if devices.agreed(int(page.due()), moment.step):
+                show(moment)
+            wish = loop.wish(moment.step)
+            if wish == Wish.STOP:
                 break
-            if moment.whole or wish:
-                metrics.flush()
-                checkpoints.save(step, state)
-        else:  # or one host alone would be interrupted by a late signal
-            progress.interrupted = devices.agreed(progress.interrupted, 0)
-        metrics.flush()
-        checkpoints.save(step, state)
-        page.show(step, moment.transfer.picture(state), metrics, progress)
-        if not progress.interrupted and devices.is_lead():
+            if moment.whole or wish == Wish.SAVE:
+                loop.save(moment.step, moment.state)
+        loop.finish(moment.step, moment.state, text)
+        show(moment)
+        if not loop.progress.interrupted and devices.is_lead():
             frames = sorted(folder.glob(f"*{name.suffix}"))
             write_animation(animation, frames, settings.frame_rate)
-    return metrics
+    return loop.metrics
 
 
 def _flow_files(folder: str, frames: Frames) -> list[pathlib.Path]:
