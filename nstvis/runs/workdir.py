@@ -132,8 +132,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _refuse_other(workdir: pathlib.Path, record: dict, asked: dict) -> None:
-    old = {"experiment": record["experiment"]} | record["config"]
-    new = {"experiment": asked["experiment"]} | asked["config"]
+    old, new = record["config"], asked["config"]
+    if record["experiment"] != asked["experiment"]:  # all of its fields would differ
+        old, new = ({"experiment": x["experiment"]} for x in (record, asked))
     differences = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in old | new

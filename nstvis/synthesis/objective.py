@@ -6,10 +6,9 @@ function of sums over positions, so that a picture may be cut into blocks and di
 devices (`layouts`), and each of its regions have a style of its own (`masks`).
 """
 
-import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax import Array, lax
 from nstvis import models
 from nstvis.synthesis import losses, minimize, style_losses
 from nstvis.synthesis.blocks import Block
-from nstvis.synthesis.layouts import Layout
+from nstvis.synthesis.layouts import Layout, OfBlock
 from nstvis.synthesis.style_losses import StyleLoss
 from nstvis.synthesis.style_settings import Settings, layer_weights
 
@@ -56,8 +55,8 @@ class Targets(NamedTuple):
             the first axis.
         guidance: Of the content's regions.
         styles: The style losses, with their targets.
-        content_factors: Weight times unit of each content layer's canonical loss.
-        style_factors: Likewise of each style loss.
+        style_factors: Weight times unit of each.
+        content_factors: Likewise of each content layer's canonical loss.
         variation_factor: Unit of the total variation.
         weights: Alpha, beta and gamma, which are data so that one program serves all.
     """
@@ -67,8 +66,8 @@ class Targets(NamedTuple):
     activations: dict[str, Array]
     guidance: Guidance
     styles: dict[str, StyleLoss]
-    content_factors: dict[str, Array | float]
     style_factors: dict[str, Array | float]
+    content_factors: dict[str, Array | float]
     variation_factor: Array | float
     weights: Weights
 
@@ -100,20 +99,9 @@ def make_targets(
         style_layouts: The styles'.
     """
     units = losses.UNITS[settings.units]
-    make_loss = style_losses.find(settings.style_loss).make
     content_weights = layer_weights(settings.content_layers)
-    style_weights = layer_weights(settings.style_layers)
-
-    def seen(pixels, block, _, params):
-        found = forward(params, pixels)
-        found = {name: found[name] for name in content_weights}
-        zero = jnp.zeros(())
-        squares = {
-            name: 2 * _content_loss(layout, block, name, x, zero)
-            for name, x in found.items()
-        }
-        own = {name: layout.own_part(block, name, x[0])[0] for name, x in found.items()}
-        return own, squares
+    layers = [*content_weights, *layer_weights(settings.style_layers)]
+    seen = _make_seen(forward, layout, content_weights)
 
     def targets(
         params: models.Params,
@@ -123,22 +111,12 @@ def make_targets(
         weights: Weights,
     ) -> Targets:
         for each in (*style_layouts, layout):  # of the last, which are needed below
-            shapes = _shapes(forward, params, each, [*content_weights, *style_weights])
+            shapes = _shapes(forward, params, each, layers)
         activations, squares = layout.mapped(seen, content.pixels, params)
         painted = [
             style_sums(forward, settings, each, params, style)
             for each, style in zip(style_layouts, styles, strict=True)
         ]
-        by_term, style_factors = {}, {}
-        for (layer, weight), (region, parts) in itertools.product(
-            style_weights.items(), shares.items()
-        ):
-            name = term(layer, region)
-            loss = make_loss([sums[name] for sums in painted], parts)
-            channels = shapes[layer][-1]
-            unit = units.style(channels) if units.style else loss.scale
-            by_term[name] = loss
-            style_factors[name] = weight * unit / len(shares)
         content_factors = {
             name: weight * units.content(squares[name].sum(), math.prod(shapes[name]))
             for name, weight in content_weights.items()
@@ -148,14 +126,49 @@ def make_targets(
             content.pixels if _jitter(settings) else None,
             activations,
             content.guidance,
-            by_term,
-            content_factors,
-            style_factors,
-            units.variation(math.prod(layout.size) * 3),
-            weights,
+            *_style_targets(settings, shapes, painted, shares),
+            content_factors=content_factors,
+            variation_factor=units.variation(math.prod(layout.size) * 3),
+            weights=weights,
         )
 
     return targets
+
+
+def _make_seen(
+    forward: models.Forward, layout: Layout, layers: Iterable[str]
+) -> OfBlock:
+    """Returns what maps a block to its own activations, and their sums of squares."""
+
+    def seen(pixels, block, _, params):
+        found = forward(params, pixels)
+        parts = {name: layout.own_part(block, name, found[name][0]) for name in layers}
+        squares = {
+            name: 2 * losses.content_loss(part, jnp.zeros(()), owned)
+            for name, (part, owned) in parts.items()
+        }
+        return {name: part for name, (part, _) in parts.items()}, squares
+
+    return seen
+
+
+def _style_targets(
+    settings: Settings,
+    shapes: Mapping[str, tuple[int, ...]],
+    painted: Sequence[Mapping[str, Any]],
+    shares: Shares,
+) -> tuple[dict[str, StyleLoss], dict[str, Array | float]]:
+    """Returns the style losses, and the factor of each."""
+    make_loss = style_losses.find(settings.style_loss).make
+    unit = losses.UNITS[settings.units].style
+    terms, factors = {}, {}
+    for layer, weight in layer_weights(settings.style_layers).items():
+        for region, parts in shares.items():
+            name = term(layer, region)
+            loss = make_loss([sums[name] for sums in painted], parts)
+            scale = unit(shapes[layer][-1]) if unit else loss.scale
+            terms[name], factors[name] = loss, weight * scale / len(shares)
+    return terms, factors
 
 
 def make_objective(
