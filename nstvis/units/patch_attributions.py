@@ -43,6 +43,7 @@ def project(
     fields: Fields,
     pictures: Images,
     batch: int,
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Attributes the activations of a layer's top-activating patches to their pixels.
 
@@ -55,6 +56,8 @@ def project(
         pictures: Where the images are.
         batch: Whole images that are attributed to together; of windows, as many more as
             they are smaller.
+        first: The unit to begin with: with the whole batch that holds its first patch,
+            as rounding may depend on a patch's place in its batch.
 
     Yields:
         Units `[n]`, ranks `[n]`, and their attributions as `patches.pick` draws patches,
@@ -74,7 +77,8 @@ def project(
         prepare, attribute = _compiled(network, name, images, structure, *shapes)
         return functools.partial(attribute, prepare(params))
 
-    for start in range(0, len(units), count):
+    begun = int(np.searchsorted(units, first)) // max(1, count)
+    for start in range(begun * count, len(units), max(1, count)):
         some = slice(start, start + count)
         # The last batch repeats its last patch: one program takes one shape.
         padded = np.minimum(np.arange(start, start + count), len(units) - 1)
