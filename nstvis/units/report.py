@@ -14,6 +14,7 @@ from nstvis.units import (
     atlas_json,
     contact_sheets,
     drawing,
+    histograms,
     maxima,
     scan,
     scan_file,
@@ -102,7 +103,7 @@ def _table(
         fields={name: _field(target, name) for name in layers},
         classes=about.classes,
         examples=dict(sorted((of_classes | dict(examples)).items())),
-        edges=maxima.edges(),
+        edges=histograms.edges(),
         images=images,
         size=about.size,
         about={
