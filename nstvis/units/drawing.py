@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from nstvis.units.atlas_writer import Draft
 from nstvis.units.patches import Images
 from nstvis.units.sprites import Grid
 from nstvis.units.table import Layer
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
 _ACTIVATIONS = 256_000_000  # bytes, about, of those that are computed together
@@ -166,11 +169,13 @@ class Drawing:
             Interrupted: By a signal; another drawing of the same draft goes on.
         """
         network = attribution.ruled(self._target.forward, rule)
-        there = [layer.top.image >= 0 for layer in layers.values()]
-        begun = [self._attributed(*x, rule) for x in enumerate(layers)]
-        done = sum(int(x[:n].sum()) for x, n in zip(there, begun, strict=True))
-        total = sum(int(x.sum()) for x in there)
-        with Progress([0.0] * total, done) as progress:
+        costs, done = [], 0
+        for number, (name, layer) in enumerate(layers.items()):
+            there = layer.top.image >= 0
+            done += int(there[: self._attributed(number, name, rule)].sum())
+            costs += [self._cost(network, name, layer)] * int(there.sum())
+        logger.info("attributing %d patches (%s)", len(costs) - done, rule)
+        with Progress(costs, done, counted=False) as progress:
             for number, (name, layer) in enumerate(layers.items()):
                 for count in self._attribute(network, number, name, layer, rule, batch):
                     done += count
@@ -179,6 +184,12 @@ class Drawing:
                         return
                 units = len(layer.mean)
                 self._draft.list_panel(rule, number, self.grids[name], units)
+
+    def _cost(self, network: Forward, name: str, layer: Layer) -> float:
+        target, fields = self._target, self._target.fields[name]
+        return patch_attributions.cost(
+            network, target.params, name, layer, fields, target.about.size
+        )
 
     def _attributed(self, number: int, name: str, rule: str) -> int:
         """Returns of how many of a layer's first units there are attributions."""

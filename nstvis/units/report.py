@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from nstvis.units.kept_images import KeptImages
 from nstvis.units.patches import Images
 from nstvis.units.sprites import Sprites
 from nstvis.units.table import Layer, Table, save
+
+logger = logging.getLogger(__name__)
 
 RESULTS = ["index.html", "sheets", "units.npz", "scan.npz"]
 _VERSION = 1  # of what is drawn: other drafts are not gone on with
@@ -60,6 +63,8 @@ def write(
     best = maxima.Best(*(part[0] for part in state.top))
     indices = np.unique(best.image[best.image != maxima.SENTINEL])
     pictures = KeptImages(target.sources, about.size, draft.work / "images", indices)
+    units = sum(about.layers.values())
+    logger.info("drawing %d units from %d images", units, len(indices))
     network, note = (target.forward, target.params), draft.work / "verified"
     batch = drawing.fitting(*network, about.size, batch)
     verify.verify(*network, about.layers, best, pictures, batch, note)
