@@ -1,5 +1,6 @@
 """What a survey of units leaves: an atlas, its table, and contact sheets."""
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from nstvis import images
+from nstvis import devices, images
 from nstvis.runs.progress import track
 from nstvis.units import (
     atlas_json,
@@ -59,6 +60,8 @@ def write(
         return
     draft = Draft(workdir, key)
     state, about = scan_file.load(workdir / "scan.npz")[0], target.about
+    # Not those of each class, which are the larger part, and are not drawn.
+    state = state._replace(by_class=maxima.Best(*(x[:0] for x in state.by_class)))
     candidates = scan.layers(target, state)
     best = maxima.Best(*(part[0] for part in state.top))
     indices = np.unique(best.image[best.image != maxima.SENTINEL])
@@ -73,6 +76,8 @@ def write(
     if rule:
         drawn.attribute(layers, rule, batch)
     _write_sheets(draft, layers, drawn, rule, seed)
+    devices.give_memory_back()
+    layers = _with_classes(workdir, target, layers)
     table = _table(target, int(state.images), layers, drawn.examples, pictures)
     save(workdir / "units.npz", table)
     for number, layer in enumerate(layers.values()):
@@ -88,6 +93,17 @@ def _key(scan: pathlib.Path, *settings: str | int) -> str:
     digest = hashlib.sha256(repr((_VERSION, *settings)).encode())
     digest.update(scan.read_bytes())
     return digest.hexdigest()
+
+
+def _with_classes(
+    workdir: pathlib.Path, target: scan.Target, layers: Mapping[str, Layer]
+) -> dict[str, Layer]:
+    """Returns the layers with each class's best images."""
+    found = scan.layers(target, scan_file.load(workdir / "scan.npz")[0])
+    return {
+        name: dataclasses.replace(layer, by_class=found[name].by_class)
+        for name, layer in layers.items()
+    }
 
 
 def _table(
