@@ -17,6 +17,7 @@ from PIL import Image
 
 from nstvis.data import Example
 from nstvis.units import maxima, report, scan, scan_file, table
+from nstvis.units.atlas import Atlas
 from nstvis.units.kept_images import KeptImages
 
 SIZE, IMAGES, CLASSES = 16, 300, 5
@@ -151,6 +152,11 @@ def test_each_image_that_is_shown_is_read_once_and_no_other(whole):
     assert set(reads.values()) == {1}
     ranked = np.concatenate([x.by_class.image.ravel() for x in found.layers.values()])
     assert not set(ranked.tolist()) <= set(reads)  # or nothing is tested
+    atlas = Atlas(workdir)
+    for layer, count in LAYERS.items():
+        for unit in (atlas.unit(layer, number) for number in range(count)):
+            assert len(unit.patches()) == len(unit.panels()["deconvnet"]) == 3
+            assert all(patch.picture.exists() for patch in unit.top + unit.least)
     for index in {*ranked.tolist(), *shown}:
         assert found.examples[index] == (f"noise/{index}", index % CLASSES)
 
@@ -162,10 +168,12 @@ class _Killed(BaseException):
 def test_wherever_it_is_killed_it_ends_the_same(scanned, whole, tmp_path, monkeypatch):
     """Killed after more and more files, and after each of the last ones."""
     expected, replace, allowed = contents(whole[0]), os.replace, [1]
+    written, read = collections.Counter(), collections.Counter()
     last = ["units.npz", "index.html", "atlas", "sheets"]
 
     def killing(source, target):
         replace(source, target)
+        written[pathlib.Path(target).name] += 1
         allowed[0] -= 1
         if not allowed[0] or pathlib.Path(target).name in last[:1]:
             raise _Killed
@@ -176,12 +184,15 @@ def test_wherever_it_is_killed_it_ends_the_same(scanned, whole, tmp_path, monkey
         with contextlib.suppress(_Killed):
             draw(scanned, tmp_path)
             break
+        read.update(scanned[1].sources[0].reads)
         if 4**kill > 100:
             del last[:1]
         page, atlas = tmp_path / "index.html", tmp_path / "atlas/table.js"
         assert not page.exists() or atlas.exists()
     assert not last
     assert contents(tmp_path) == expected
+    assert {n for name, n in written.items() if name.endswith(".webp")} == {1}
+    assert set(read.values()) <= {1, 2}  # twice if killed before it was shown
 
 
 def test_a_draft_of_something_else_is_not_gone_on_with(scanned, whole, tmp_path):
