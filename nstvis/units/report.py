@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from nstvis import devices, images
+from nstvis.runs import files
 from nstvis.runs.progress import track
 from nstvis.units import (
     atlas_json,
@@ -165,14 +166,16 @@ def _write_sheets(
             for title in dict.fromkeys([rule, ""])
         ]
         stem, units = name.replace("/", "_"), len(layers[name].mean)
-        if (folder / f"{stem}_all.png").exists():
+        everything = folder / f"{stem}_all.jpg"
+        if everything.exists():
             continue
         nine = contact_sheets.representative(layers[name], parts[-1], 9, seed)
         if nine:
             page = contact_sheets.sheet(name, parts, nine, 64, 3)
             images.write(folder / f"{stem}.png", page)
-        # A page of thousands of units would be larger than the atlas.
+        # Or a page of thousands of units would take more than the atlas.
         side = 32 if units <= 1024 else 16
         columns = math.ceil(math.sqrt(units))
         page = contact_sheets.sheet(name, parts, range(units), side, columns)
-        images.write(folder / f"{stem}_all.png", page)
+        with files.replacing(everything) as file:
+            page.save(file, "JPEG", quality=80)
