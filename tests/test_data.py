@@ -50,6 +50,23 @@ def assert_ids_lead_back(source):
         range(len(source))
     )
     assert pickle.loads(pickle.dumps(source))[0] == examples[0]
+    known = [source.id_of(index) for index in range(len(source))]
+    assert known == [example.id for example in examples]
+
+
+def test_ids_are_read_only_where_there_is_no_index():
+    class Plain:
+        def __getitem__(self, index):
+            return data.Example(f"read/{index}", -1, b"")
+
+    class Indexed(Plain):
+        def id_of(self, index):
+            return f"known/{index}"
+
+    assert [data.id_of(source, 3) for source in (Plain(), Indexed())] == [
+        "read/3",
+        "known/3",
+    ]
 
 
 @pytest.fixture(autouse=True)

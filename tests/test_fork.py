@@ -484,7 +484,7 @@ def test_the_highest_activations_are_found(network):
     index = np.arange(16, dtype=np.int32)
     batch = {"image": images, "label": index * 0 - 1, "index": index}
     state = scan.step(state, params, devices.divided(batch, scan.mesh))
-    best = maxima.gathered(state).top
+    best = scan.gathered(state).top
     maps = np.asarray(jax.jit(forward)(params, images.astype(np.float32))[layer])
     highest = np.sort(maps.max((1, 2)), 0)[::-1][:3]
     np.testing.assert_allclose(best.score[0], highest, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nstvis import devices, models
-from nstvis.units import maxima
+from nstvis.units import histograms, maxima
 
 SHAPES = {"conv": (3, 4, 5), "dense": (4,)}
 UNITS = 9
@@ -41,13 +41,15 @@ def compiled(devices, patches, reach):
     )
     layers = {"conv": reach, "dense": (0, 0)}
     scan = maxima.Scan(lookup, layers, patches, mesh)
-    return scan, mesh, jax.device_get(scan.start(UNITS, **SIZES))
+    return scan, mesh, scan.start(UNITS, **SIZES)
 
 
-def scanned(known, labels, order, batch, devices=1, patches=1, reach=(0, 0)):
-    scan, mesh, empty = compiled(devices, patches, reach)
+def scanned(
+    known, labels, order, batch, devices=1, patches=1, reach=(0, 0), saved=False
+):
+    scan, mesh, _ = compiled(devices, patches, reach)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    state = jax.device_put(empty, sharding)
+    state = scan.start(UNITS, **SIZES)
     known = dict(known)  # other parameters, if a test has changed their values
     for first in range(0, len(order), batch):
         index = np.full(batch, -1, np.int32)
@@ -62,7 +64,9 @@ def scanned(known, labels, order, batch, devices=1, patches=1, reach=(0, 0)):
             "index": index,
         }
         state = scan.step(state, known, jax.device_put(made, sharding))
-    return maxima.gathered(state)
+        if saved:  # as if each batch had been another process's
+            state = scan.restored(scan.saved(state), scan.start(UNITS, **SIZES))
+    return scan.gathered(state)
 
 
 def brute_force(known, labels, patches=1, reach=(0, 0)):
@@ -123,7 +127,7 @@ def check(state, known, labels, **how):
         assert state.inactive[unit] == (scores <= 0).sum()
         # The border between two bins belongs to the one farther from 0.
         away = scores * (1 + 1e-9)
-        counts, _ = np.histogram(away, maxima.edges())
+        counts, _ = np.histogram(away, histograms.edges())
         np.testing.assert_array_equal(state.histogram[:, unit], counts)
 
 
@@ -159,6 +163,7 @@ def test_only_means_are_rounded_by_how_the_images_come():
             orders, [(8, 1), (1, 1), (64, 1), (8, 4)]
         )
     ]
+    states += [scanned(known, labels, orders[1], 8, n, saved=True) for n in (1, 4)]
     for state in states[1:]:
         for name, first, other in zip(state._fields, states[0], state, strict=True):
             close = dict.fromkeys(("mean", "deviation", "class_sum"), 1e-4).get(name, 0)
@@ -186,7 +191,7 @@ def test_parts_merge_in_any_order_and_grouping():
 def test_nothing_changes_what_is_merged_with_nothing():
     known, labels = activations(20, 4), np.arange(20) % 3
     state = scanned(known, labels, np.arange(20), 8)
-    nothing = maxima.gathered(compiled(1, 1, (0, 0))[2])
+    nothing = jax.device_get(maxima.start(UNITS, **SIZES))
     for merged in (maxima.merge(state, nothing), maxima.merge(nothing, state)):
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(merged), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -213,14 +218,21 @@ def test_the_first_image_that_is_not_finite_is_told():
     assert scanned(known, labels, np.arange(30), 8).broken == maxima.SENTINEL
 
 
+def test_a_thousand_classes_take_little_of_a_device():
+    """AlexNet's units and ImageNet's classes."""
+    scan, *_ = compiled(1, 1, (0, 0))
+    state = scan.start(10344, pool=18, k=9, classes=1000, per_class=1)
+    assert sum(part.nbytes for part in jax.tree.leaves(state)) < 60e6
+
+
 def test_the_bits_of_a_float_find_its_bin():
-    edges = np.array(maxima.edges())
+    edges = np.array(histograms.edges())
     rng = np.random.default_rng(0)
     values = np.exp(rng.uniform(np.log(1e-5), np.log(60000), 5000)).astype(np.float32)
     values *= rng.choice([-1, 1], values.shape)
     values = np.concatenate([values, [0, -0.0, 1e9, -1e9]]).astype(np.float32)
     inside = np.clip(values, edges[0], edges[-1])
-    bins = np.asarray(maxima._bins(values))
+    bins = np.asarray(histograms.bins(values))
     assert ((edges[bins] <= inside) & (inside <= edges[bins + 1])).all()
 
 
@@ -243,7 +255,7 @@ def test_of_a_stream_the_top_images_are_those_of_the_network_s_activations():
 
     for batch in stream():
         state = scan.step(state, params, devices.divided(batch, mesh))
-    state = maxima.gathered(state)
+    state = scan.gathered(state)
     first = 0
     for name in layers:
         maps = np.asarray(found[name]).astype(np.float64)

@@ -75,13 +75,28 @@ def test_leaving_a_loop_early_is_no_interruption():
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_costs_that_are_no_count_tell_the_time_left_but_no_speed(counted, monkeypatch):
-    seconds = iter(range(3))
+    seconds = iter([0, 1, 2])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
     with Progress([1e12, 1e12, 4e12], counted=counted) as loop:
         loop.show(1, "")
         loop.show(2, "")
         assert loop.left() == 4
         assert loop._pace() == f"0:04 left, {'1000 GFLOP/s, ' * counted}"
+
+
+def test_a_long_loop_tells_each_minute_how_long_it_takes(caplog, monkeypatch):
+    caplog.set_level("INFO", "nstvis")
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    for _ in track(range(2000), 2000, "images"):
+        clock[0] += 3
+        if clock[0] > 3 * 100:
+            break
+    # The first one after five seconds; 2000 steps of three seconds are 100 minutes.
+    told = [line.split(":", 1)[0] for line in caplog.messages]
+    assert told == [f"step {step} of 2000" for step in (2, 22, 42, 62, 82)]
+    assert caplog.messages[0].endswith(": 1 h 39:54 left, images")
+    assert caplog.messages[1].endswith(": 1 h 38:54 left, images")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

@@ -11,7 +11,7 @@ import launcher
 import numpy as np
 import pytest
 from PIL import Image
-from test_runs import finish, start, start_hosts
+from test_runs import finish, signal_when, start, start_hosts
 
 from nstvis import crops, data, models
 from nstvis.runs.progress import Interrupted
@@ -185,6 +185,11 @@ def assert_same_end(workdir, whole):
     for sheet in (whole / "sheets").iterdir():
         assert (workdir / "sheets" / sheet.name).read_bytes() == sheet.read_bytes()
     assert (workdir / "index.html").read_bytes() == (whole / "index.html").read_bytes()
+    mine, other = (
+        {x.relative_to(y): x.read_bytes() for x in y.rglob("*") if x.is_file()}
+        for y in (workdir / "atlas", whole / "atlas")
+    )
+    assert mine == other
 
 
 def kill_at(process, how, workdir, step):
@@ -225,16 +230,17 @@ def test_whatever_interrupts_it_it_ends_the_same(known, whole, tmp_path):
     out = interrupted(signal.SIGTERM, 6, 128 + signal.SIGTERM)
     assert f"rerun with --workdir={workdir} to resume" in out
     assert not (workdir / "scan.npz").exists()
-    # While it draws: then it does not scan again.
-    process = start(*run, environment=FOUR_DEVICES)
-    while not (workdir / "scan.npz").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    finish(process, -signal.SIGKILL)
-    scanned = (workdir / "scan.npz").stat().st_mtime_ns
+    # While it draws: then it neither scans again, nor draws again what is there.
+    times = []
+    for name in ("scan.npz", "atlas.partial/work/1-0.json"):
+        process = start(*run, environment=FOUR_DEVICES)
+        signal_when(process, signal.SIGKILL, (workdir / name).exists)
+        finish(process, -signal.SIGKILL)
+        times.append((workdir / name).stat().st_mtime_ns)
+    sprite = (workdir / "atlas.partial/0-0.webp").stat().st_mtime_ns
     finish(start(*run, environment=FOUR_DEVICES))
-    assert (workdir / "scan.npz").stat().st_mtime_ns == scanned
+    assert (workdir / "scan.npz").stat().st_mtime_ns == times[0]
+    assert (workdir / "atlas/0-0.webp").stat().st_mtime_ns == sprite
     assert_same_end(workdir, whole)
     out = finish(start(*run, environment=FOUR_DEVICES))
     assert f"finished already: {workdir / 'index.html'}" in out

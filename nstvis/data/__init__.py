@@ -42,6 +42,9 @@ class Example:
 class Source(Protocol):
     """A split of a data set, with random access; it can be pickled.
 
+    It may have a method `id_of(index) -> str`, too, if it knows ids without reading
+    images; see the function of that name.
+
     Attributes:
         classes: Names of the classes, by label; empty if there are none.
     """
@@ -59,6 +62,12 @@ class Source(Protocol):
             ValueError: There is none.
         """
         ...
+
+
+def id_of(source: Source, index: int) -> str:
+    """Returns the id of an example, without reading its image if the source can."""
+    known = getattr(source, "id_of", None)
+    return known(index) if known else source[index].id
 
 
 def names() -> list[str]:

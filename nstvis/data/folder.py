@@ -38,10 +38,14 @@ class Files:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        id = self.ids[operator.index(index)]
+        id = self.id_of(index)
         name, slash, _ = id.partition("/")
         label = bisect.bisect_left(self.classes, name) if slash else -1
         return Example(id, label, (epath.Path(self.folder) / id).read_bytes())
+
+    def id_of(self, index: int) -> str:
+        """Returns the path of an image relative to the folder."""
+        return self.ids[operator.index(index)]
 
     def index(self, id: str) -> int:
         """Returns the index of the image with a path relative to the folder."""

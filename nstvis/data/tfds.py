@@ -56,11 +56,15 @@ class Records:
         return sum(stop - start for _, start, stop in self.ranges)
 
     def __getitem__(self, index: int) -> Example:
-        split, position = self._place(range(len(self))[operator.index(index)])
+        split, position = self._place(index)
         record = self.splits[split][position]
         label = int(record[self.label_key]) if self.label_key else -1
-        # Named by its position in the whole split, which is the same in all slices.
-        return Example(f"{split}/{position:06d}", label, record[self.image_key])
+        return Example(self.id_of(index), label, record[self.image_key])
+
+    def id_of(self, index: int) -> str:
+        """Names an example by its position in the whole split, the same in all slices."""
+        split, position = self._place(index)
+        return f"{split}/{position:06d}"
 
     def index(self, id: str) -> int:
         """Returns the index of the example with an id, such as `train/000017`."""
@@ -75,6 +79,7 @@ class Records:
 
     def _place(self, index: int) -> tuple[str, int]:
         """Returns the whole split and the position there of an index."""
+        index = range(len(self))[operator.index(index)]
         for split, start, stop in self.ranges:
             if index < stop - start:
                 return split, start + index

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Seconds between two log lines, at most, and until the first one.
+_PAUSE, _FIRST = 60, 5
+
 
 class Interrupted(KeyboardInterrupt):  # which no `except Exception` takes for an error
     """A run stopped on a signal, and can be resumed."""
@@ -59,7 +62,8 @@ def interruptible() -> Iterator[None]:
 class Progress:
     """Shows the progress of a loop, and lets a signal end it between two steps.
 
-    On a terminal there is a bar with the time left, elsewhere about ten log lines.
+    On a terminal there is a bar with the time left, elsewhere about ten log lines, and
+    more where they would be more than a minute apart; the first tells the time early.
     Ctrl-C and SIGTERM set `interrupted`; the loop saves what it needs to resume and
     breaks, and leaving the `with` block raises `Interrupted`. A second signal raises
     KeyboardInterrupt at once.
@@ -89,6 +93,7 @@ class Progress:
             bar_format="{n_fmt}/{total_fmt} {bar:8} {desc}",
         )
         self._line = self._done = done
+        self._told = time.monotonic() - _PAUSE + _FIRST
         self._recent: collections.deque[tuple[float, int]] = collections.deque([], 50)
         self._logging = logging_redirect_tqdm()
 
@@ -134,8 +139,10 @@ class Progress:
         text = f"{self._pace()}{text}"
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
-        if not self._terminal and (step - self._line) * 10 >= self.steps:
-            self._line = step
+        now = self._recent[-1][0]
+        due = (step - self._line) * 10 >= self.steps or now - self._told >= _PAUSE
+        if due and not self._terminal:
+            self._line, self._told = step, now
             logger.info("step %d of %d: %s", step, self.steps, text)
         if self._trace:
             self._trace.advance()
@@ -144,9 +151,10 @@ class Progress:
         """Returns the time left and the speed of the last steps; nothing at first."""
         if (seconds := self.left()) is None:
             return ""
-        left = round(seconds)
+        minutes, left = divmod(round(seconds), 60)
+        hours = f"{minutes // 60} h " if minutes >= 60 else ""
         rate = f"{self._speed() / 1e9:.0f} GFLOP/s, " if self._known else ""
-        return f"{left // 60}:{left % 60:02} left, {rate}"
+        return f"{hours}{minutes % 60}:{left:02} left, {rate}"
 
     def _speed(self) -> float:
         """Returns the operations per second of the last steps; 0 at first."""

@@ -24,6 +24,112 @@ Panel = Mapping[str, Mapping[int, np.ndarray]]
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"\x89PNG": ".png"}
 
 
+class Draft:
+    """An atlas that is being written, perhaps by several processes one after another.
+
+    It is the folder `atlas.partial`, in which every file is whole, until `publish` makes
+    an atlas of it.
+
+    Args:
+        folder: Of the atlas; may hold other files.
+        key: What the atlas is of. A draft of the same key goes on with what there is, an
+            empty one with nothing.
+
+    Attributes:
+        folder: That of the files.
+        work: A folder of what the drafts of a key keep for one another.
+        pictures: Index of a whole image to the name of its file.
+    """
+
+    def __init__(self, folder: str | os.PathLike, key: str = ""):
+        self._final, self._key = pathlib.Path(folder), key
+        self.folder = self._final / "atlas.partial"
+        self.work = self.folder / "work"
+        if not (self._final / "index.html").exists() and _has_key(self._atlas, key):
+            os.replace(
+                self._atlas, self.folder
+            )  # a kill left an atlas without its page
+        if not _has_key(self.folder, key):
+            self.discard()
+            (self.folder / "pictures").mkdir(parents=True)
+            self.work.mkdir()
+            if key:
+                atlas_json.write_panels(self.folder, {})
+                files.write_text(self.folder / "key", key)
+        files.remove_partial(self.folder)
+        self.pictures = {
+            int(path.stem): path.name for path in (self.folder / "pictures").iterdir()
+        }
+
+    @property
+    def _atlas(self) -> pathlib.Path:
+        return self._final / "atlas"
+
+    def add_picture(self, index: int, encoded: bytes) -> None:
+        """Writes a whole image, of the encoding of a JPEG, WebP or PNG file."""
+        name = f"{index}{_suffix(index, encoded)}"
+        with files.replacing(self.folder / "pictures" / name) as file:
+            file.write(encoded)
+        self.pictures[index] = name
+
+    def sprite(self, layer: int, chunk: int, title: str = "") -> pathlib.Path:
+        """Returns the path of the patches of some units, or of a panel's pictures."""
+        return self.folder / f"{title}{'-' if title else ''}{layer}-{chunk}.webp"
+
+    def list_panel(self, title: str, layer: int, grid: Grid, units: int) -> None:
+        """Shows a panel of a layer, the sprites of whose units are there."""
+        panels = atlas_json.read_panels(self.folder)
+        entry = grid.to_json() | {"units": [*range(units)]}
+        panels.setdefault(title, {})[str(layer)] = entry
+        atlas_json.write_panels(self.folder, panels)
+
+    def publish(self, table: Table, grids: Mapping[str, Grid]) -> None:
+        """Writes the rest, and puts the atlas in place of an earlier one.
+
+        What is in `work` stays until `finished` is called.
+
+        Args:
+            table: The results of the scan.
+            grids: Layer to how its patches lie in their files.
+        """
+        atlas_json.write_table(self.folder, table, grids)
+        atlas_json.write_findings(self.folder, {})
+        for title, findings in table.findings.items():
+            _add_findings(self.folder, list(table.layers), title, findings)
+        page = pathlib.Path(__file__).with_name("atlas.html").read_text("utf-8")
+        files.write_text(self.folder / "index.html", page)
+        _replace(self._final, self.folder)
+
+    def discard(self) -> None:
+        """Removes it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def finished(folder: pathlib.Path, key: str, names: Sequence[str]) -> bool:
+    """Returns whether the atlas of a key has been published, and if so, cleans up.
+
+    Args:
+        folder: Of the atlas.
+        key: What it is of.
+        names: Of files and folders in `work` that belong beside the atlas.
+    """
+    if not (folder / "index.html").exists() or not _has_key(folder / "atlas", key):
+        return False
+    work = folder / "atlas" / "work"
+    for name in names:
+        if (work / name).exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.replace(work / name, folder / name)
+    shutil.rmtree(work, ignore_errors=True)
+    return True
+
+
+def _has_key(folder: pathlib.Path, key: str) -> bool:
+    """Whether what is in a folder is of a key."""
+    path = folder / "key"
+    return bool(key) and path.exists() and path.read_text() == key
+
+
 def write(
     folder: str | os.PathLike,
     table: Table,
@@ -48,30 +154,23 @@ def write(
         ValueError: Patches or pictures are not what they should be.
         OSError: A file cannot be written; it is named.
     """
-    folder = pathlib.Path(folder)
-    new = folder / "atlas.partial"
-    shutil.rmtree(new, ignore_errors=True)
+    draft, grids = Draft(folder), {}
     try:
-        (new / "pictures").mkdir(parents=True)
-        names = _write_pictures(new / "pictures", pictures)
-        grids = {}
+        for index, encoded in pictures.items():
+            draft.add_picture(index, encoded)
+        atlas_json.write_panels(draft.folder, {})
         for number, (name, layer) in enumerate(table.layers.items()):
-            grids[name] = _write_patches(
-                new, number, name, patches[name], layer.top.image.shape
+            ranked = layer.top.image.shape
+            grids[name] = _write_patches(draft, number, name, patches[name], ranked)
+            atlas_json.write_layer(
+                draft.folder, number, layer, table.examples, draft.pictures
             )
-            atlas_json.write_layer(new, number, layer, table.examples, names)
-        atlas_json.write_table(new, table, grids)
-        atlas_json.write_panels(new, {})
-        atlas_json.write_findings(new, {})
-        for title, findings in table.findings.items():
-            _add_findings(new, list(table.layers), title, findings)
         for title, panel in (panels or {}).items():
-            _add(new, list(table.layers), title, panel)
-        page = pathlib.Path(__file__).with_name("atlas.html").read_text("utf-8")
-        files.write_text(new / "index.html", page)
-        _replace(folder, new)
+            _add(draft.folder, list(table.layers), title, panel)
+        shutil.rmtree(draft.work)
+        draft.publish(table, grids)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        draft.discard()
 
 
 def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
@@ -146,18 +245,6 @@ def _refuse_title(title: str) -> None:
         raise ValueError(f"the title {title!r} should be of letters and digits")
 
 
-def _write_pictures(
-    folder: pathlib.Path, pictures: Mapping[int, bytes]
-) -> dict[int, str]:
-    """Writes whole images; returns the names of their files."""
-    names = {}
-    for index, encoded in pictures.items():
-        names[index] = f"{index}{_suffix(index, encoded)}"
-        with files.replacing(folder / names[index]) as file:
-            file.write(encoded)
-    return names
-
-
 def _suffix(index: int, encoded: bytes) -> str:
     for start, suffix in _SUFFIXES.items():
         if encoded.startswith(start):
@@ -166,7 +253,7 @@ def _suffix(index: int, encoded: bytes) -> str:
 
 
 def _write_patches(
-    folder: pathlib.Path,
+    draft: Draft,
     number: int,
     name: str,
     patches: np.ndarray,
@@ -186,7 +273,7 @@ def _write_patches(
         )
     grid = Grid.of(k, side)
     for first in range(0, units, grid.rows):
-        path = folder / f"{number}-{grid.chunk(first)}.webp"
+        path = draft.sprite(number, grid.chunk(first))
         sprites.write(path, patches[first : first + grid.rows], grid)
     return grid
 

@@ -8,9 +8,13 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from nstvis import images
+from nstvis.units import sprites
 from nstvis.units.table import Layer
 
 PAPER = (255, 255, 255)
+
+# Unit to pictures, or uint8 `[units, n, height, width, 3]`.
+Pictures = Mapping[int, Sequence[Image.Image]] | sprites.Sprites | np.ndarray
 
 
 def block(
@@ -28,8 +32,7 @@ def block(
     pitch = side + gap
     picture = Image.new("RGB", (columns * pitch - gap, rows * pitch - gap), PAPER)
     for i, patch in enumerate(patches):
-        cell = Image.fromarray(np.asarray(patch))
-        cell = cell.resize((side, side), Resampling.BICUBIC)
+        cell = _picture(patch).resize((side, side), Resampling.BICUBIC)
         picture.paste(cell, (i % columns * pitch, i // columns * pitch))
     return picture
 
@@ -41,25 +44,22 @@ def blocks(unit: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:
 
 def sheet(
     layer: str,
-    patches: np.ndarray,
+    parts: Sequence[Pictures],
     units: Sequence[int],
     side: int,
     columns: int,
-    attributions: Mapping[int, np.ndarray] | None = None,
 ) -> Image.Image:
-    """Draws blocks of units, each with its name below it.
+    """Draws blocks of units side by side, with the units' names below.
 
-    With attributions they are pairs of blocks, as in Zeiler & Fergus's Figure 2.
+    Attributions and patches are pairs as in Zeiler & Fergus's Figure 2.
 
     Args:
         layer: The units' layer.
-        patches: Those of all its units, uint8 `[units, k, height, width, 3]`.
+        parts: What is shown of a unit, from left to right.
         units: Which units to draw.
         side: Side at which a patch is drawn, in pixels.
-        columns: Blocks in a row.
-        attributions: The units' attributions; drawn to the left of the patches.
+        columns: Units in a row.
     """
-    parts = [attributions, patches] if attributions else [patches]
     pairs = [row([block(part[unit], side) for part in parts], 4) for unit in units]
     names = [f"{layer}:{unit}" for unit in units]
     return images.sheet(pairs, names, columns, max(8, side // 3), PAPER)
@@ -75,9 +75,7 @@ def row(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
     return joined
 
 
-def representative(
-    layer: Layer, patches: np.ndarray, count: int, seed: int
-) -> list[int]:
+def representative(layer: Layer, patches: Pictures, count: int, seed: int) -> list[int]:
     """Picks units with strong activations and patches unlike one another's.
 
     The candidates are the third of the units whose top activations are the most
@@ -86,7 +84,7 @@ def representative(
 
     Args:
         layer: What was measured of the units.
-        patches: uint8 `[units, k, height, width, 3]`.
+        patches: Those of its units.
         count: How many to pick; the result has fewer if fewer are not dead.
         seed: Of the first pick.
 
@@ -99,7 +97,9 @@ def representative(
     candidates = strongest[: max(count, len(strongest) // 3)]
     if len(candidates) <= count:
         return sorted(map(int, candidates))
-    thumbnails = np.stack([_thumbnail(patches[unit]) for unit in candidates])
+    # In the order of the units, as those of a file are read together.
+    small = {unit: _thumbnail(patches[unit]) for unit in np.sort(candidates)}
+    thumbnails = np.stack([small[unit] for unit in candidates])
     picked = [int(np.random.default_rng(seed).integers(len(candidates)))]
     distance = np.full(len(candidates), np.inf)
     while len(picked) < count:
@@ -110,10 +110,14 @@ def representative(
     return sorted(int(candidates[i]) for i in picked)
 
 
-def _thumbnail(patches: np.ndarray) -> np.ndarray:
+def _thumbnail(patches: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
     """Averages a unit's patches at 8 x 8 pixels."""
     small = [
-        np.asarray(Image.fromarray(patch).resize((8, 8), Resampling.BOX), float)
+        np.asarray(_picture(patch).resize((8, 8), Resampling.BOX), float)
         for patch in patches
     ]
     return np.mean(small, 0).ravel()
+
+
+def _picture(patch: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(patch) if isinstance(patch, np.ndarray) else patch

@@ -16,7 +16,7 @@ there are the maxima:
     state = scan.start(256, pool=9, k=9, classes=0, per_class=0)
     for batch in stream:  # image uint8 [n, height, width, 3], label -1, index
         state = scan.step(state, params, devices.divided(batch, scan.mesh))
-    best = maxima.gathered(state).top
+    best = scan.gathered(state).top
 """
 
 import functools
@@ -34,11 +34,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nstvis import devices
 from nstvis.hoisting import hoisted
 from nstvis.models import Forward, Params
-from nstvis.units import ranking
+from nstvis.units import histograms, ranking
+from nstvis.units.class_maxima import ClassMaxima, Found
 from nstvis.units.ranking import SENTINEL, Best, Numbers, Peaks, insert_batch
-
-# Histograms have four bins to an octave: the first two bits of a float's mantissa.
-_SHIFT, _LOWEST, _OCTAVES = 21, 2.0**-8, 24
 
 
 class State(NamedTuple):
@@ -46,7 +44,8 @@ class State(NamedTuple):
 
     # int32 []: images seen.
     images: Numbers
-    # [1, pool, units], [1, k, units] with activations negated, [classes, n, units].
+    # [1, pool, units], [1, k, units] with activations negated, [classes, n, units], which
+    # are on the host while it scans.
     top: Best
     least: Best
     by_class: Best
@@ -64,14 +63,6 @@ class State(NamedTuple):
     broken: Numbers
 
 
-def edges() -> list[float]:
-    """Returns the bins' borders: from about -2^16 to 2^16, the middle bin is 0's."""
-    octaves = _LOWEST * 2.0 ** np.arange(_OCTAVES)
-    quarters = (octaves[:, None] * (1 + np.arange(4) / 4)).ravel()
-    above = [*quarters, octaves[-1] * 2]
-    return [-x for x in reversed(above)] + above
-
-
 def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> State:
     """Returns the state before the first image.
 
@@ -82,20 +73,15 @@ def start(units: int, *, pool: int, k: int, classes: int, per_class: int) -> Sta
         classes: Number of classes.
         per_class: Highest activations of each class to keep.
     """
-
-    def empty(*shape: int) -> Best:
-        image, position = (jnp.full(shape, SENTINEL, jnp.int32) for _ in range(2))
-        return Best(jnp.full(shape, -jnp.inf), image, position)
-
     return State(
         images=jnp.zeros((), jnp.int32),
-        top=empty(1, pool, units),
-        least=empty(1, k, units),
-        by_class=empty(classes, per_class, units),
+        top=ranking.empty(1, pool, units),
+        least=ranking.empty(1, k, units),
+        by_class=ranking.empty(classes, per_class, units),
         mean=jnp.zeros(units),
         deviation=jnp.zeros(units),
         inactive=jnp.zeros(units, jnp.int32),
-        histogram=jnp.zeros((len(edges()) - 1, units), jnp.int32),
+        histogram=jnp.zeros((len(histograms.edges()) - 1, units), jnp.int32),
         class_images=jnp.zeros(classes, jnp.int32),
         class_sum=jnp.zeros((classes, units)),
         broken=jnp.array(SENTINEL, jnp.int32),
@@ -145,7 +131,7 @@ def step(
     state: State,
     params: Params,
     batch: Mapping[str, Array],
-) -> State:
+) -> tuple[State, Found]:
     """Takes a batch into account; to be compiled, and the state donated.
 
     Args:
@@ -156,6 +142,9 @@ def step(
         params: The network's parameters.
         batch: `image` [batch, height, width, 3], `label` [batch] (-1 if there is none),
             `index` [batch] in the data set (-1 where there is no image).
+
+    Returns:
+        What is known but for the classes, and what was found, if there are classes.
     """
     order = jnp.argsort(batch["index"])
     image, label, index = (batch[name][order] for name in ("image", "label", "index"))
@@ -164,7 +153,10 @@ def step(
     activations = {name: activations[name][: len(image)] for name in layers}
     found = [peaks(activations[name], patches, layers[name]) for name in layers]
     scores, positions = (jnp.concatenate(part, -1) for part in zip(*found, strict=True))
-    return update(state, scores, positions, label, index)
+    found = Found(scores[:, 0], positions[:, 0], label, index)
+    wanted = len(label) if len(state.class_images) else 0
+    found = jax.tree.map(lambda x: x[:wanted], found)
+    return update(state, scores, positions, label, index), found
 
 
 def _seen(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,8 +170,11 @@ def _seen(shape: tuple[int, ...]) -> tuple[int, ...]:
 def update(
     state: State, scores: Array, positions: Array, label: Array, index: Array
 ) -> State:
-    """Takes peaks `[batch, patches, units]` of images in order into account."""
-    batch, patches, units = scores.shape
+    """Takes peaks `[batch, patches, units]` of images in order into account.
+
+    All but `by_class`, which stays as it is.
+    """
+    _, patches, units = scores.shape
     seen = (index >= 0)[:, None]
     labelled = seen & (label >= 0)[:, None]
     label = jnp.where(labelled[:, 0], label, 0)
@@ -188,14 +183,12 @@ def update(
         score=jnp.where(seen[..., None], scores, -jnp.inf).reshape(-1, units),
         position=positions.reshape(-1, units),
         image=jnp.repeat(index, patches),
-        list_index=jnp.zeros(batch * patches, jnp.int32),
     )
-    lowest = Peaks(jnp.where(seen, -highest, -jnp.inf), place, index, 0 * label)
-    of_class = Peaks(jnp.where(labelled, highest, -jnp.inf), place, index, label)
+    lowest = Peaks(jnp.where(seen, -highest, -jnp.inf), place, index)
     return State(
         top=insert_batch(state.top, every),
         least=insert_batch(state.least, lowest),
-        by_class=insert_batch(state.by_class, of_class),
+        by_class=state.by_class,
         **_statistics(state, highest, seen),
         **_class_sums(state, highest, label, labelled),
         broken=jnp.minimum(
@@ -213,7 +206,7 @@ def _statistics(state: State, highest: Array, seen: Array) -> dict[str, Array]:
     mean = highest.sum(0) / jnp.maximum(count, 1)
     deviation = (jnp.where(seen, highest - mean[None], 0) ** 2).sum(0)
     units = jnp.broadcast_to(jnp.arange(highest.shape[1])[None], highest.shape)
-    bins = _bins(highest), units
+    bins = histograms.bins(highest), units
     return {
         "images": state.images + count,
         "inactive": state.inactive + (seen & (highest <= 0)).sum(0),
@@ -235,14 +228,6 @@ def _class_sums(
         "class_images": state.class_images + of_class.sum(1),
         "class_sum": state.class_sum + sums,
     }
-
-
-def _bins(x: Array) -> Array:
-    """Where activations fall in the histogram: the bits of a float are its logarithm."""
-    base = int(np.float32(_LOWEST).view(np.int32)) >> _SHIFT
-    quarter = lax.bitcast_convert_type(abs(x), jnp.int32) >> _SHIFT
-    bin = jnp.clip(quarter - base + 1, 0, 4 * _OCTAVES)
-    return 4 * _OCTAVES + jnp.where(x < 0, -bin, bin)
 
 
 def _pooled(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,6 +275,8 @@ def shifted(state: State, offset: int) -> State:
 class Scan:
     """The step, compiled for all devices of all hosts, each of which has its state.
 
+    Each class's best images are not in that: the scan itself has them, on every host.
+
     Args:
         forward: The network.
         layers: Name to the reach of a peak, for `peaks`.
@@ -308,6 +295,8 @@ class Scan:
         self._forward, self._layers, self._patches = forward, layers, patches
         self._programs: dict[tuple[int, ...], tuple[Callable, Callable]] = {}
         self._prepared: tuple[Params, tuple[int, ...], Any] | None = None
+        self._classes = ClassMaxima(0, 0, 1)
+        self._divided = NamedSharding(mesh, PartitionSpec("data"))
 
     def step(self, state: State, params: Params, batch: Mapping[str, Array]) -> State:
         """Takes a batch that is divided over all devices into account.
@@ -322,7 +311,9 @@ class Scan:
         kept = self._prepared
         if not kept or kept[0] is not params or kept[1] != shape:
             self._prepared = kept = params, shape, prepare(params)
-        return taken(state, kept[2], batch)
+        state, found = taken(state, kept[2], batch)
+        self._classes.add(found)
+        return state
 
     def _compiled(
         self, params: Params, shape: tuple[int, ...]
@@ -333,12 +324,16 @@ class Scan:
         prepare, network = hoisted(self._forward, params, images)
         per_device, everywhere = PartitionSpec("data"), PartitionSpec()
 
-        def one_device(
-            state: State, prepared: Any, batch: Mapping[str, Array]
-        ) -> State:
-            state = jax.tree.map(lambda x: x[0], state)
-            state = step(network, self._layers, self._patches, state, prepared, batch)
-            return jax.tree.map(lambda x: x[None], state)
+        def one_device(state: State, prepared: Any, batch: Mapping[str, Array]) -> Any:
+            state, found = step(
+                network,
+                self._layers,
+                self._patches,
+                jax.tree.map(lambda x: x[0], state),
+                prepared,
+                batch,
+            )
+            return jax.tree.map(lambda x: x[None], state), found
 
         mapped = jax.shard_map(
             one_device,
@@ -348,24 +343,41 @@ class Scan:
             check_vma=False,
         )
         replicated = NamedSharding(self.mesh, everywhere)
+        options = devices.compile_options()
         return (
             jax.jit(prepare, out_shardings=replicated),
-            jax.jit(
-                mapped, donate_argnums=0, compiler_options=devices.compile_options()
-            ),
+            jax.jit(mapped, donate_argnums=0, compiler_options=options),
         )
 
-    def start(self, units: int, **sizes: int) -> State:
+    def start(
+        self, units: int, *, pool: int, k: int, classes: int, per_class: int
+    ) -> State:
         """The state of all devices before the first image; see the function `start`."""
+        self._classes = ClassMaxima(units, classes, per_class)
 
-        def of_all_devices() -> State:
-            one = start(units, **sizes)
-            return jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (self.mesh.size, *x.shape)), one
+        one = start(units, pool=pool, k=k, classes=classes, per_class=per_class)
+        one = one._replace(by_class=ranking.empty(0, per_class, units))
+
+        def of_all_devices(x: Any) -> Array:
+            shape, each = (self.mesh.size, *x.shape), np.asarray(x)[None]
+            return jax.make_array_from_callback(
+                shape, self._divided, lambda _: each.copy()
             )
 
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.jit(of_all_devices, out_shardings=sharding)()
+        return jax.tree.map(of_all_devices, one)
+
+    def saved(self, state: State) -> State:
+        """Returns a state with each class's best images, for a checkpoint."""
+        return state._replace(by_class=self._classes.on_devices(self._divided))
+
+    def restored(self, state: State, like: State) -> State:
+        """Goes on from what `saved` returned for a state like that one."""
+        self._classes.restore(state.by_class)
+        return state._replace(by_class=like.by_class)
+
+    def gathered(self, state: State) -> State:
+        """Merges the states of all devices of all hosts; in NumPy, on every host."""
+        return gathered(state)._replace(by_class=self._classes.gathered())
 
 
 def gathered(state: State) -> State:

@@ -43,6 +43,7 @@ def project(
     fields: Fields,
     pictures: Images,
     batch: int,
+    first: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Attributes the activations of a layer's top-activating patches to their pixels.
 
@@ -55,6 +56,8 @@ def project(
         pictures: Where the images are.
         batch: Whole images that are attributed to together; of windows, as many more as
             they are smaller.
+        first: The unit to begin with: with the whole batch that holds its first patch,
+            as rounding may depend on a patch's place in its batch.
 
     Yields:
         Units `[n]`, ranks `[n]`, and their attributions as `patches.pick` draws patches,
@@ -62,8 +65,7 @@ def project(
         where it is among the one in a hundred that matter most.
     """
     units, ranks = np.nonzero(layer.top.image >= 0)
-    field = max(max(fields.size(unit)) for unit in range(len(layer.mean)))
-    small = window(network, params, field, fields.stride, pictures.size)
+    small = _side(network, params, layer, fields, pictures.size)
     count = min(len(units), batch * (pictures.size // small) ** 2)
     side = drawn_side(layer, fields)
 
@@ -74,7 +76,8 @@ def project(
         prepare, attribute = _compiled(network, name, images, structure, *shapes)
         return functools.partial(attribute, prepare(params))
 
-    for start in range(0, len(units), count):
+    begun = int(np.searchsorted(units, first)) // max(1, count)
+    for start in range(begun * count, len(units), max(1, count)):
         some = slice(start, start + count)
         # The last batch repeats its last patch: one program takes one shape.
         padded = np.minimum(np.arange(start, start + count), len(units) - 1)
@@ -91,6 +94,31 @@ def project(
             for i, support in enumerate(_supports(fields, units[some], patches))
         ]
         yield units[some], ranks[some], np.stack(drawn)
+
+
+def cost(
+    network: Forward,
+    params: Params,
+    name: str,
+    layer: Layer,
+    fields: Fields,
+    size: int,
+) -> float:
+    """Returns the floating-point operations of a forward pass for one patch's window.
+
+    The arguments are those of `project`.
+    """
+    side = _side(network, params, layer, fields, size)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return devices.flops(jax.jit(lambda *x: network(*x)[name]), params, image)
+
+
+def _side(
+    network: Forward, params: Params, layer: Layer, fields: Fields, size: int
+) -> int:
+    """Returns the side of the windows that hold the fields of a layer's units."""
+    field = max(max(fields.size(unit)) for unit in range(len(layer.mean)))
+    return window(network, params, field, fields.stride, size)
 
 
 def _flat(top: RankedPatches, units: np.ndarray, ranks: np.ndarray) -> RankedPatches:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from nstvis import crops, images
-from nstvis.data import Example, Source
+from nstvis import crops, data, images
+from nstvis.data import Source
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer
 
@@ -24,15 +24,17 @@ class Images:
     Args:
         sources: The data sets.
         size: Side of the images, in pixels.
+        memory: Bytes, about, of the images that are kept.
 
     Attributes:
         size: That side.
     """
 
-    def __init__(self, sources: Sequence[Source], size: int):
+    def __init__(self, sources: Sequence[Source], size: int, memory: int = 600_000_000):
         self._sources, self.size = sources, size
-        # About 600 MB.
-        keep = max(256, 600_000_000 // (3 * size * size))
+        self._ids: dict[int, str] = {}
+        self._labels: dict[int, int] = {}
+        keep = max(1, memory // (3 * size * size))
         self._centred = functools.lru_cache(keep)(self._fetch)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -43,18 +45,27 @@ class Images:
         """
         return self._centred(int(index))
 
+    def id(self, index: int) -> str:
+        """Returns an image's id; only reads the image if the data set has no index."""
+        return self._ids.get(index) or data.id_of(*self._place(index))
+
+    def label(self, index: int) -> int:
+        """Returns an image's label; only reads the image if it has not been read."""
+        if index not in self._labels:
+            self[index]
+        return self._labels[index]
+
     def _fetch(self, index: int) -> np.ndarray:
-        return np.asarray(crops.centered(self.example(index), self.size))
+        source, place = self._place(index)
+        example = source[place]
+        self._ids[index], self._labels[index] = example.id, example.label
+        return np.asarray(crops.centered(example, self.size))
 
-    def example(self, index: int) -> Example:
-        """What the data set has there.
-
-        Raises:
-            IndexError: Nothing.
-        """
+    def _place(self, index: int) -> tuple[Source, int]:
+        """Returns the data set that has an image, and its index there."""
         for source in self._sources:
             if index < len(source):
-                return source[index]
+                return source, index
             index -= len(source)
         raise IndexError(index)
 
@@ -114,7 +125,12 @@ def drawn_side(layer: Layer, fields: Fields) -> int:
 
 
 def pick(
-    layer: Layer, fields: Fields, pictures: Images, k: int, deduplicate: bool
+    layer: Layer,
+    fields: Fields,
+    pictures: Images,
+    k: int,
+    deduplicate: bool,
+    first: int = 0,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Picks and crops each unit's top-activating patches.
 
@@ -124,13 +140,14 @@ def pick(
         pictures: Where the images are.
         k: Patches of a unit.
         deduplicate: Whether near-duplicates are dropped; see `distinct`.
+        first: The unit to begin with.
 
     Yields:
         For each unit the ranks of the picked candidates, at most `k`, and uint8
         `[k, side, side, 3]`: the patches at one size, grey where there is none.
     """
     top, side = layer.top, drawn_side(layer, fields)
-    for unit in range(len(top.score)):
+    for unit in range(first, len(top.score)):
 
         @functools.cache
         def patch(rank: int, unit: int = unit) -> np.ndarray:

@@ -5,7 +5,6 @@ A higher activation comes first, then a lower image, then a lower position.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -26,10 +25,16 @@ class Best(NamedTuple):
     position: Numbers
 
 
+def empty(*shape: int) -> Best:
+    """Returns lists without candidates, in NumPy."""
+    image, position = (np.full(shape, SENTINEL, np.int32) for _ in range(2))
+    return Best(np.full(shape, -np.inf, np.float32), image, position)
+
+
 def insert(best: Best, candidate: Best) -> Best:
     """Inserts one candidate of each unit, `[..., units]`; the last one falls out."""
     candidate = Best(*(part[..., None, :] for part in candidate))
-    behind = _precedes(candidate, best)
+    behind = precedes(candidate, best)
     first = jnp.zeros_like(behind[..., :1, :])
     above = jnp.concatenate([first, behind[..., :-1, :]], -2)
     return Best(
@@ -40,7 +45,8 @@ def insert(best: Best, candidate: Best) -> Best:
     )
 
 
-def _precedes(a: Best, b: Best) -> Array:
+def precedes(a: Best, b: Best) -> Numbers:
+    """Returns where a candidate comes before another."""
     earlier = (a.image < b.image) | ((a.image == b.image) & (a.position < b.position))
     tied = (a.score == b.score) & (a.score > -jnp.inf)
     return (a.score > b.score) | (tied & earlier)
@@ -54,65 +60,52 @@ class Peaks(NamedTuple):
     position: Array
     # [peaks].
     image: Array
-    # [peaks], the index of the list among `[lists, n, units]` that each is for.
-    list_index: Array
 
 
 class _Strongest(NamedTuple):
-    """The strongest of some peaks, of each list and unit."""
+    """The strongest of some peaks, of each unit; `[1, units]`."""
 
-    # [lists, units].
     row: Array
     peak: Best
 
 
 def insert_batch(best: Best, peaks: Peaks) -> Best:
-    """Inserts the peaks of a batch into their lists.
+    """Inserts the peaks of a batch into the lists of their units, `[1, n, units]`.
 
     Each round inserts the strongest of the remaining peaks, until none of these is
     strong enough. After the first batches of a scan there are few rounds.
     """
-    if not len(best.score):
-        return best
 
     def unfinished(carry: tuple[Best, Peaks, _Strongest]) -> Array:
         best, _, strongest = carry
         last = Best(*(part[:, -1] for part in best))
-        return _precedes(strongest.peak, last).any()
+        return precedes(strongest.peak, last).any()
 
     def insert_strongest(
         carry: tuple[Best, Peaks, _Strongest],
     ) -> tuple[Best, Peaks, _Strongest]:
         best, peaks, strongest = carry
-        inserted = _rows(peaks) == strongest.row[peaks.list_index]
+        inserted = _rows(peaks) == strongest.row
         rest = peaks._replace(score=jnp.where(inserted, -jnp.inf, peaks.score))
-        return insert(best, strongest.peak), rest, _strongest(rest, len(best.score))
+        return insert(best, strongest.peak), rest, _strongest(rest)
 
-    first = _strongest(peaks, len(best.score))
-    return lax.while_loop(unfinished, insert_strongest, (best, peaks, first))[0]
+    return lax.while_loop(
+        unfinished, insert_strongest, (best, peaks, _strongest(peaks))
+    )[0]
 
 
-def _strongest(peaks: Peaks, lists: int) -> _Strongest:
-    """Finds each list's highest peak of each unit, the first one of equals."""
-    score = _highest(peaks.score, peaks.list_index, lists)
-    equal = peaks.score == score[peaks.list_index]
-    # The first row is the highest when they are counted from the end.
+def _strongest(peaks: Peaks) -> _Strongest:
+    """Finds the highest peak of each unit, the first one of equals."""
+    score = peaks.score.max(0, keepdims=True)
     last = len(peaks.score) - 1
-    from_end = jnp.where(equal, last - _rows(peaks), 0)
-    row = last - jnp.maximum(_highest(from_end, peaks.list_index, lists), 0)
+    rows = jnp.where(peaks.score == score, _rows(peaks), last)
+    row = rows.min(0, keepdims=True)
     position = jnp.take_along_axis(peaks.position, row, 0)
     return _Strongest(row, Best(score, peaks.image[row], position))
 
 
 def _rows(peaks: Peaks) -> Array:
     return jnp.arange(len(peaks.score))[:, None]
-
-
-def _highest(x: Array, list_index: Array, lists: int) -> Array:
-    """Reduces `[peaks, units]` to the maxima of each list, `[lists, units]`."""
-    if lists == 1:  # a segmented maximum is slow
-        return x.max(0, keepdims=True)
-    return jax.ops.segment_max(x, list_index, lists)
 
 
 def merge(a: Best, b: Best) -> Best:

@@ -1,39 +1,132 @@
-"""What a survey of units leaves: a table, contact sheets, and an atlas."""
+"""What a survey of units leaves: an atlas, its table, and contact sheets."""
 
-import io
+import dataclasses
+import functools
+import hashlib
+import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from PIL import Image
 
-from nstvis import images
-from nstvis.units import atlas, contact_sheets, maxima, scan
+from nstvis import devices, images
+from nstvis.runs import files
+from nstvis.runs.progress import track
+from nstvis.units import (
+    atlas_json,
+    contact_sheets,
+    drawing,
+    histograms,
+    maxima,
+    scan,
+    scan_file,
+    verify,
+)
+from nstvis.units.atlas_writer import Draft, finished
+from nstvis.units.drawing import Drawing
+from nstvis.units.kept_images import KeptImages
 from nstvis.units.patches import Images
+from nstvis.units.sprites import Sprites
 from nstvis.units.table import Layer, Table, save
 
-SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
+logger = logging.getLogger(__name__)
+
+RESULTS = ["index.html", "sheets", "units.npz", "scan.npz"]
+_VERSION = 1  # of what is drawn: other drafts are not gone on with
 
 
-def table(
+def write(
+    workdir: pathlib.Path, target: scan.Target, rule: str, batch: int, seed: int
+) -> None:
+    """Verifies and draws a scan, and leaves `RESULTS`.
+
+    After an interruption, the same call goes on from the last file that was written.
+
+    Args:
+        workdir: Has `scan.npz`.
+        target: What was scanned.
+        rule: For ReLUs, of the attributions; none if empty.
+        batch: Images that are computed together; fewer where they are large.
+        seed: Of the choice of representative units.
+
+    Raises:
+        Interrupted: By a signal.
+        ValueError: The patches are not what their images give.
+        OSError: A file cannot be read or written.
+    """
+    key = _key(workdir / "scan.npz", rule, batch, seed)
+    whole = finished(workdir, key, ["sheets"])
+    if whole and all((workdir / name).exists() for name in RESULTS):
+        return
+    draft = Draft(workdir, key)
+    state, about = scan_file.load(workdir / "scan.npz")[0], target.about
+    # Not those of each class, which are the larger part, and are not drawn.
+    state = state._replace(by_class=maxima.Best(*(x[:0] for x in state.by_class)))
+    candidates = scan.layers(target, state)
+    best = maxima.Best(*(part[0] for part in state.top))
+    indices = np.unique(best.image[best.image != maxima.SENTINEL])
+    pictures = KeptImages(target.sources, about.size, draft.work / "images", indices)
+    units = sum(about.layers.values())
+    logger.info("drawing %d units from %d images", units, len(indices))
+    network, note = (target.forward, target.params), draft.work / "verified"
+    batch = drawing.fitting(*network, about.size, batch)
+    verify.verify(*network, about.layers, best, pictures, batch, note)
+    drawn = Drawing(draft, target, candidates, pictures)
+    layers = drawn.crop()
+    if rule:
+        drawn.attribute(layers, rule, batch)
+    _write_sheets(draft, layers, drawn, rule, seed)
+    devices.give_memory_back()
+    layers = _with_classes(workdir, target, layers)
+    table = _table(target, int(state.images), layers, drawn.examples, pictures)
+    save(workdir / "units.npz", table)
+    for number, layer in enumerate(layers.values()):
+        atlas_json.write_layer(
+            draft.folder, number, layer, table.examples, draft.pictures
+        )
+    draft.publish(table, drawn.grids)
+    finished(workdir, key, ["sheets"])
+
+
+def _key(scan: pathlib.Path, *settings: str | int) -> str:
+    """Hashes what a drawing depends on."""
+    digest = hashlib.sha256(repr((_VERSION, *settings)).encode())
+    digest.update(scan.read_bytes())
+    return digest.hexdigest()
+
+
+def _with_classes(
+    workdir: pathlib.Path, target: scan.Target, layers: Mapping[str, Layer]
+) -> dict[str, Layer]:
+    """Returns the layers with each class's best images."""
+    found = scan.layers(target, scan_file.load(workdir / "scan.npz")[0])
+    return {
+        name: dataclasses.replace(layer, by_class=found[name].by_class)
+        for name, layer in layers.items()
+    }
+
+
+def _table(
     target: scan.Target,
-    state: maxima.State,
+    images: int,
     layers: Mapping[str, Layer],
+    examples: Mapping[int, tuple[str, int]],
     pictures: Images,
 ) -> Table:
     """Returns what was found, with the layers' top-activating patches as they are."""
     about, asked = target.about, target.about.preprocessing
     parts = [f"{part['dataset']} {part['split']}" for part in about.parts]
-    shown = _images(layers, ("top", "least", "by_class"))
-    examples = {index: pictures.example(index) for index in shown}
+    of_classes = {
+        index: (pictures.id(index), label) for label, index in _by_class(layers)
+    }
     return Table(
         layers=layers,
         fields={name: _field(target, name) for name in layers},
         classes=about.classes,
-        examples={index: (x.id, x.label) for index, x in examples.items()},
-        edges=maxima.edges(),
-        images=int(state.images),
+        examples=dict(sorted((of_classes | dict(examples)).items())),
+        edges=histograms.edges(),
+        images=images,
         size=about.size,
         about={
             "model": about.model,
@@ -44,29 +137,12 @@ def table(
     )
 
 
-def write(
-    workdir: pathlib.Path,
-    table: Table,
-    drawn: Mapping[str, np.ndarray],
-    panels: Mapping[str, atlas.Panel],
-    pictures: Images,
-    seed: int,
-) -> None:
-    """Writes `units.npz`, the contact sheets, and the atlas.
-
-    Args:
-        workdir: Where.
-        table: What was found.
-        drawn: Layer to its units' patches, uint8 `[units, k, side, side, 3]`.
-        panels: What else is shown of units, by title; the first is in the sheets, too.
-        pictures: Where the images are.
-        seed: Of the choice of representative units.
-    """
-    save(workdir / "units.npz", table)
-    beside = next(iter(panels.values()), {})
-    _write_sheets(workdir / "sheets", table.layers, drawn, beside, seed)
-    thumbnails = _thumbnails(table.layers, pictures)
-    atlas.write(workdir, table, drawn, thumbnails, panels)
+def _by_class(layers: Mapping[str, Layer]) -> Iterator[tuple[int, int]]:
+    """Yields label and index of the images that are ranked among those of a class."""
+    for label in range(next(iter(layers.values())).by_class.image.shape[1]):
+        ranked = [layer.by_class.image[:, label].ravel() for layer in layers.values()]
+        indices = np.unique(np.concatenate(ranked))
+        yield from ((label, index) for index in indices[indices >= 0].tolist())
 
 
 def _field(target: scan.Target, layer: str) -> tuple[int, int, int]:
@@ -77,48 +153,29 @@ def _field(target: scan.Target, layer: str) -> tuple[int, int, int]:
     return height, width, fields.stride
 
 
-def _images(layers: Mapping[str, Layer], parts: Sequence[str]) -> list[int]:
-    """Returns the indices of all images that are ranked in those parts of layers."""
-    ranked = [
-        getattr(layer, part).image.ravel()
-        for layer in layers.values()
-        for part in parts
-    ]
-    indices = np.unique(np.concatenate(ranked))
-    return indices[indices >= 0].tolist()
-
-
-def _thumbnails(layers: Mapping[str, Layer], pictures: Images) -> dict[int, bytes]:
-    """Returns the whole images, as the atlas shows them, by index."""
-    encoded = {}
-    for index in _images(layers, ("top", "least")):
-        file, image = io.BytesIO(), Image.fromarray(pictures[index])
-        image.thumbnail((SHOWN, SHOWN))
-        image.save(file, "WEBP", quality=85)
-        encoded[index] = file.getvalue()
-    return encoded
-
-
 def _write_sheets(
-    folder: pathlib.Path,
-    layers: Mapping[str, Layer],
-    drawn: Mapping[str, np.ndarray],
-    beside: atlas.Panel,
-    seed: int,
+    draft: Draft, layers: Mapping[str, Layer], drawn: Drawing, rule: str, seed: int
 ) -> None:
     """Writes a page of each layer's nine representative units, and one of all."""
+    folder = draft.work / "sheets"
     folder.mkdir(exist_ok=True)
-    for name, layer in layers.items():
-        units = len(layer.mean)
-        nine = contact_sheets.representative(layer, drawn[name], 9, seed)
-        stem = name.replace("/", "_")
-        pages = {
-            f"{stem}_all.png": (list(range(units)), 32, math.ceil(math.sqrt(units)))
-        }
+    for number, name in track(enumerate(layers), len(layers), "drawing sheets"):
+        grid = drawn.grids[name]
+        parts = [
+            Sprites(functools.partial(draft.sprite, number, title=title), grid)
+            for title in dict.fromkeys([rule, ""])
+        ]
+        stem, units = name.replace("/", "_"), len(layers[name].mean)
+        everything = folder / f"{stem}_all.jpg"
+        if everything.exists():
+            continue
+        nine = contact_sheets.representative(layers[name], parts[-1], 9, seed)
         if nine:
-            pages[f"{stem}.png"] = nine, 64, 3
-        for file, (shown, side, columns) in pages.items():
-            page = contact_sheets.sheet(
-                name, drawn[name], shown, side, columns, beside.get(name)
-            )
-            images.write(folder / file, page)
+            page = contact_sheets.sheet(name, parts, nine, 64, 3)
+            images.write(folder / f"{stem}.png", page)
+        # Or a page of thousands of units would take more than the atlas.
+        side = 32 if units <= 1024 else 16
+        columns = math.ceil(math.sqrt(units))
+        page = contact_sheets.sheet(name, parts, range(units), side, columns)
+        with files.replacing(everything) as file:
+            page.save(file, "JPEG", quality=80)

@@ -171,7 +171,8 @@ def run(
     checkpoints = Checkpoints(workdir, checkpoint_every)
     done = checkpoints.latest()
     with checkpoints, Progress([cost] * steps, done) as progress:
-        state = checkpoints.restore(state, data=images)
+        saved = checkpoints.restore(scan.saved(state), data=images)
+        state = scan.restored(saved, state)
         for step in range(done + 1, steps + 1):
             part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up
@@ -179,7 +180,7 @@ def run(
             wish = progress.interrupted or int(checkpoints.due())
             wish = devices.agreed(wish, step)
             if wish:
-                checkpoints.save(step, state, data=images)
+                checkpoints.save(step, scan.saved(state), data=images)
             progress.show(step, f"{min(step * batch, len(source))} images")
             if wish > 1:  # the number of a signal
                 break
@@ -187,7 +188,7 @@ def run(
         progress.interrupted = devices.agreed(progress.interrupted, 0)
     if skipped := len(damaged.ids()):
         logger.warning("%d damaged images were skipped: %s", skipped, damaged.path)
-    return _checked(maxima.gathered(state), source)
+    return _checked(scan.gathered(state), source)
 
 
 def _started(target: Target) -> tuple[maxima.Scan, maxima.State]:

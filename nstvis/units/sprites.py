@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -81,8 +81,29 @@ def write(
 
 def read(path: pathlib.Path, unit: int, grid: Grid) -> list[Image.Image]:
     """Reads the pictures of a unit from its file, RGB."""
-    side, top = grid.side, unit % grid.rows * grid.pitch
-    with Image.open(path) as opened:
-        sheet = opened.convert("RGB")
-    lefts = [slot * grid.pitch for slot in range(grid.k)]
-    return [sheet.crop((left, top, left + side, top + side)) for left in lefts]
+    return Sprites(lambda chunk: path, grid)[unit]
+
+
+class Sprites:
+    """The pictures of a layer's units, RGB; the file of the last unit is kept.
+
+    Args:
+        path: From the number of a file to its path.
+        grid: How the pictures lie there.
+    """
+
+    def __init__(self, path: Callable[[int], pathlib.Path], grid: Grid):
+        self._path, self._grid = path, grid
+        self._chunk, self._sheet = -1, Image.new("RGB", (1, 1))
+
+    def __getitem__(self, unit: int) -> list[Image.Image]:
+        """Returns the pictures of a unit."""
+        grid, chunk = self._grid, self._grid.chunk(unit)
+        if chunk != self._chunk:
+            with Image.open(self._path(chunk)) as opened:
+                self._chunk, self._sheet = chunk, opened.convert("RGB")
+        side, top = grid.side, unit % grid.rows * grid.pitch
+        lefts = [slot * grid.pitch for slot in range(grid.k)]
+        return [
+            self._sheet.crop((left, top, left + side, top + side)) for left in lefts
+        ]

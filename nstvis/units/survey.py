@@ -6,28 +6,13 @@ table, the contact sheets and the atlas.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
 
 import jax
-import numpy as np
 
-from nstvis import attribution, devices, images
+from nstvis import attribution, devices
 from nstvis.runs import config
 from nstvis.runs.config import bounded, chosen
-from nstvis.runs.progress import Progress, track
-from nstvis.units import (
-    maxima,
-    patch_attributions,
-    patches,
-    report,
-    scan,
-    scan_file,
-    verify,
-)
-from nstvis.units.patches import Images
-from nstvis.units.table import Layer
-
-RESULTS = ["index.html", "sheets", "units.npz", "scan.npz"]
+from nstvis.units import report, scan, scan_file
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,9 +70,11 @@ def survey(settings: Settings, workdir: pathlib.Path) -> list[str]:
     merging = config.names("merge", settings.merge)
     target = (_merge if merging else _scan)(settings, workdir)
     if devices.is_lead():
-        state, _ = scan_file.load(workdir / "scan.npz")
-        _report(settings, workdir, target, state)
-    return RESULTS
+        devices.give_memory_back()  # what the scan left
+        report.write(
+            workdir, target, settings.attribution, settings.batch, settings.seed
+        )
+    return report.RESULTS
 
 
 def _merge(settings: Settings, workdir: pathlib.Path) -> scan.Target:
@@ -143,83 +130,3 @@ def _refuse_rule(settings: Settings, target: scan.Target) -> None:
         jax.eval_shape(network, target.params, image)
     except ValueError as error:
         raise ValueError(f"{error}; --config.attribution= does without") from error
-
-
-def _report(
-    settings: Settings, workdir: pathlib.Path, target: scan.Target, state: maxima.State
-) -> None:
-    """Verifies a scan, and writes what it found."""
-    pictures = Images(target.sources, target.about.size)
-    verify.verify(
-        target.forward,
-        target.params,
-        target.about.layers,
-        maxima.Best(*(part[0] for part in state.top)),
-        pictures,
-        settings.batch,
-    )
-    layers, drawn = _crop(target, scan.layers(target, state), pictures)
-    attributed = _attribute(settings, target, layers, drawn, pictures)
-    panels = {settings.attribution: attributed} if attributed else {}
-    table = report.table(target, state, layers, pictures)
-    report.write(workdir, table, drawn, panels, pictures, settings.seed)
-
-
-def _crop(
-    target: scan.Target, candidates: Mapping[str, Layer], pictures: Images
-) -> tuple[dict[str, Layer], dict[str, np.ndarray]]:
-    """Picks each unit's patches; returns layers with these alone, and what they show."""
-    about = target.about
-
-    def picked() -> Iterator[tuple[str, list[int], np.ndarray]]:
-        for name, layer in candidates.items():
-            fields = target.fields[name]
-            for ranks, drawn in patches.pick(
-                layer, fields, pictures, about.k, about.deduplicate
-            ):
-                yield name, ranks, drawn
-
-    ranks: dict[str, list] = {name: [] for name in candidates}
-    drawn: dict[str, list] = {name: [] for name in candidates}
-    units = sum(about.layers.values())
-    for name, unit_ranks, unit_drawn in track(picked(), units, "cropping patches"):
-        ranks[name].append(unit_ranks)
-        drawn[name].append(unit_drawn)
-    layers = {
-        name: dataclasses.replace(layer, top=layer.top.picked(ranks[name], about.k))
-        for name, layer in candidates.items()
-    }
-    return layers, {name: np.stack(parts) for name, parts in drawn.items()}
-
-
-def _attribute(
-    settings: Settings,
-    target: scan.Target,
-    layers: Mapping[str, Layer],
-    drawn: Mapping[str, np.ndarray],
-    pictures: Images,
-) -> dict[str, dict[int, np.ndarray]]:
-    """Returns the patches' attributions, by layer and unit; none if none are wanted."""
-    if not settings.attribution:
-        return {}
-    network = attribution.ruled(target.forward, settings.attribution)
-    attributed = {name: np.full_like(drawn[name], images.GREY) for name in layers}
-
-    def batches() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-        for name, layer in layers.items():
-            fields, params = target.fields[name], target.params
-            for batch in patch_attributions.project(
-                network, params, name, layer, fields, pictures, settings.batch
-            ):
-                yield name, *batch
-
-    total = sum(int((layer.top.image >= 0).sum()) for layer in layers.values())
-    done = 0
-    with Progress([0.0] * total) as progress:
-        for name, units, ranks, cells in batches():
-            attributed[name][units, ranks] = cells
-            done += len(cells)
-            progress.show(done, f"attribution ({settings.attribution})")
-            if progress.interrupted:
-                break
-    return {name: dict(enumerate(cells)) for name, cells in attributed.items()}

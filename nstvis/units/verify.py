@@ -1,6 +1,7 @@
 """Verifies a scan: top-activating patches are what their images give, fetched again."""
 
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from nstvis.models import Forward, Params
+from nstvis.runs.files import write_text
 from nstvis.runs.progress import track
 from nstvis.units import maxima
 from nstvis.units.patches import Images
@@ -33,6 +35,7 @@ def verify(
     best: maxima.Best,
     pictures: Images,
     batch: int,
+    note: pathlib.Path | None = None,
 ) -> int:
     """Recomputes the activations of top-activating patches from their images.
 
@@ -43,6 +46,8 @@ def verify(
         best: The patches, `[n, units]`, in NumPy.
         pictures: Where the images are.
         batch: Images in a batch.
+        note: A file for the number of the batches that are verified: after an
+            interruption, the others are.
 
     Returns:
         How many images were verified.
@@ -64,7 +69,9 @@ def verify(
     # All batches are of one shape, so that one program is compiled.
     count = int(np.diff(borders).max())
     blank = np.zeros_like(pictures[images[0]])
-    for number, start in enumerate(track(starts, len(starts), "verifying")):
+    done = int(note.read_text()) if note and note.exists() else 0
+    rest = list(enumerate(starts))[done:]
+    for number, start in track(rest, len(starts), "verifying", done=done):
         part = slice(*borders[number : number + 2])
         mine = _Claims(*(array[part] for array in claims))
         pixels = [pictures[i] for i in images[start : start + batch]]
@@ -73,6 +80,8 @@ def verify(
         filled = [np.resize(place, count).astype(np.int32) for place in places]
         scores = np.asarray(compute(params, np.stack(pixels), *filled))
         _refuse_wrong(mine, scores[: len(mine.score)], tolerance, layers, pictures)
+        if note:
+            write_text(note, str(number + 1))
     return len(images)
 
 
@@ -133,7 +142,7 @@ def _refuse_wrong(
     layer, number = unit_name(layers, int(claims.unit[first]))
     raise ValueError(
         f"{layer}:{number} was {claims.score[first]:.6g} for"
-        f" {pictures.example(int(claims.image[first])).id} and is {scores[first]:.6g}"
+        f" {pictures.id(int(claims.image[first]))} and is {scores[first]:.6g}"
         " now: the network is not a function of the image alone, or the data set has"
         " changed"
     )
