@@ -62,6 +62,11 @@ class Records:
         # Named by its position in the whole split, which is the same in all slices.
         return Example(f"{split}/{position:06d}", label, record[self.image_key])
 
+    def record(self, index: int) -> dict:
+        """Returns all features of an example; the image is encoded."""
+        split, position = self._place(range(len(self))[operator.index(index)])
+        return self.splits[split][position]
+
     def index(self, id: str) -> int:
         """Returns the index of the example with an id, such as `train/000017`."""
         split, _, digits = id.rpartition("/")
