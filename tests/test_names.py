@@ -17,7 +17,7 @@ IMAGES = 1600
 
 
 def concepts(seed=0, images=IMAGES, count=8):
-    present = np.random.default_rng(seed).random((images, count)) < 0.25
+    present = np.random.default_rng(seed).random((images, count)) < 0.2
     return Concepts([*map(str, range(count))] if count > 8 else NAMES, present)
 
 

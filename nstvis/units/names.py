@@ -22,8 +22,11 @@ NO_NAME = "no name"
 TERMS, BEAM = 3, 10
 # Images, in each half, that a formula must hold for, and not hold for.
 LEAST = 5
-# What a formula of several concepts must add to the AUROC of its parts.
-GAIN = 0.01
+# What a further concept must add to the AUROC.
+GAIN = 0.005
+# What a formula of more than half of the images must be better by than any other. It says
+# what does not activate a unit; INVERT leaves it out.
+GENERAL = 0.1
 # The share of units for which chance may extend a formula, by the bound of the normal
 # distribution's tail over all extensions that are compared.
 CHANCE = 0.05
@@ -205,7 +208,7 @@ def _choose(ranks: np.ndarray, half: _Half) -> list[Formula]:
         certain = deviations >= math.sqrt(2 * math.log(score[0].size / CHANCE))
         if place:
             parts = np.maximum(beams.score[..., None, None], single)
-            score = np.where(certain & (score > parts + GAIN), score, -np.inf)
+            score = np.where(certain & (score > parts), score, -np.inf)
         else:
             single = np.tile(score[:, :, :2], (1, 1, 2, 1))
             # A part of a good formula may be too little of it to be certain by itself.
@@ -263,8 +266,9 @@ def _extended(
         half: Whose images they are.
 
     Returns:
-        `[units, beam, operators, concepts]`, and by how many standard deviations the
-        concept makes more difference than chance; -inf where there are too few images.
+        `[units, beam, operators, concepts]`, less `GENERAL` where it is due; and by how
+        many standard deviations the concept makes more difference than chance, -inf
+        where there are too few images.
     """
     images = ranks.shape[1]
     weighted = ranks[:, None] * held
@@ -287,6 +291,7 @@ def _extended(
     )
     fit = np.minimum(counts, images - counts) >= LEAST
     score = auroc(sums, np.where(fit, counts, 1), images)
+    score = score - GENERAL * (counts > images / 2)
     return score, np.where(fit & np.isfinite(deviations), deviations, -np.inf)
 
 
