@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from nstvis import assets
+from nstvis import class_names
 from nstvis.data import Source
 from nstvis.runs import files
 from nstvis.runs.progress import track
@@ -128,21 +128,14 @@ def _tags(sources: Sequence[Source], index: int) -> Sequence[str]:
     raise IndexError(index)
 
 
-def groups() -> dict[str, list[str]]:
-    """Returns the groups of a class, by its wnid and by its words (hypernyms.csv)."""
-    table = {}
-    for wnid, words, names in files.read_csv(assets.FOLDER / "hypernyms.csv"):
-        table[wnid] = table[words] = names.split("; ")
-    return table
-
-
 def _classes(labels: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
     """Returns the names of each image's class and of the groups that it is in."""
-    table = groups()
-    short = [name.partition(",")[0] for name in classes]
+    known = [class_names.find(name) for name in classes]
+    words = [x.words if x else name for name, x in zip(classes, known, strict=True)]
+    short = [class_names.short(name) for name in words]
     names = [
-        [x if short.count(x) == 1 else full, *table.get(full, [])]
-        for x, full in zip(short, classes, strict=True)
+        [first if short.count(first) == 1 else full, *(x.groups if x else [])]
+        for first, full, x in zip(short, words, known, strict=True)
     ]
     return [names[label] if label >= 0 else [] for label in labels]
 

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nstvis import class_names, models
 from nstvis.runs.progress import track
+from nstvis.units import scan
 from nstvis.units.concepts import Concepts
 from nstvis.units.measurements import Finding
 from nstvis.units.responses import Responses
@@ -49,6 +51,21 @@ class Term(NamedTuple):
 # The first concept is AND'ed, or AND NOT'ed, to all images; further ones to what the
 # formula is before them.
 Formula = tuple[Term, ...]
+
+
+def of_logits(target: scan.Target) -> dict[str, Finding]:
+    """Returns the finding `class` of the network's logits: the field `name`, their classes.
+
+    Nothing if they are not known, or the logits were not scanned.
+    """
+    about = target.about
+    units = models.units(target.forward, target.params, about.size)
+    layer, count = list(units.items())[-1]
+    if layer not in about.layers:
+        return {}
+    found = class_names.of_logits(about.weights, about.model, count, about.classes)
+    name = np.array([class_names.short(words) for words in found])
+    return {layer: {"name": name}} if found else {}
 
 
 class _Half(NamedTuple):

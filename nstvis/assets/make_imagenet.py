@@ -1,24 +1,26 @@
-"""Makes hypernyms.csv: `python -m nstvis.assets.make_hypernyms DATA_NOUN ARCHIVE`.
+"""Makes imagenet.csv: `python -m nstvis.assets.make_imagenet DATA_NOUN`.
 
-The arguments are WordNet 3.0's `data.noun` (its format: `man wndb`), whose offsets are
-the wnids, and `tiny-imagenet-200.zip`.
+The argument is WordNet 3.0's `data.noun` (its format: `man wndb`), whose offsets are the
+wnids of ImageNet. The 1000 wnids of ILSVRC 2012 are those that TensorFlow Datasets lists.
 """
 
 import pathlib
 import sys
-import zipfile
+
+import tensorflow_datasets as tfds
 
 from nstvis import assets
 from nstvis.runs.files import write_csv
 
-# Larger groups are nearly all of the classes.
-LARGEST = 150
+WNIDS = "image_classification/imagenet_resized_labels.txt"
+# Groups of fewer classes, or of more, tell nothing.
+SMALLEST, LARGEST = 3, 700
 
 
-def main(nouns: str, archive: str) -> None:
+def main(nouns: str) -> None:
+    """Writes the table next to this file."""
     synsets = read(pathlib.Path(nouns))
-    with zipfile.ZipFile(archive) as files:
-        wnids = sorted(files.read("tiny-imagenet-200/wnids.txt").decode().split())
+    wnids = sorted((pathlib.Path(tfds.__file__).parent / WNIDS).read_text().split())
     above = {wnid: hypernyms(wnid[1:], synsets) for wnid in wnids}
     members: dict[str, frozenset[str]] = {}
     for offset in set().union(*above.values()):
@@ -26,17 +28,17 @@ def main(nouns: str, archive: str) -> None:
     # Of hypernyms of the same classes, the most specific.
     specific: dict[frozenset[str], str] = {}
     for offset in sorted(members, key=lambda x: (len(hypernyms(x, synsets)), x)):
-        if 2 <= len(members[offset]) <= LARGEST:
+        if SMALLEST <= len(members[offset]) <= LARGEST:
             specific[members[offset]] = offset
     names = distinct({offset: synsets[offset][0] for offset in specific.values()})
     rows = []
     for wnid in wnids:
         groups = sorted(
-            (-len(of), names[offset]) for of, offset in specific.items() if wnid in of
+            (len(of), names[offset]) for of, offset in specific.items() if wnid in of
         )
         words = ", ".join(synsets[wnid[1:]][0])
         rows.append([wnid, words, "; ".join(name for _, name in groups)])
-    write_csv(assets.FOLDER / "hypernyms.csv", ("wnid", "class", "groups"), rows)
+    write_csv(assets.FOLDER / "imagenet.csv", ("wnid", "class", "groups"), rows)
 
 
 def read(nouns: pathlib.Path) -> dict[str, tuple[list[str], list[str]]]:
