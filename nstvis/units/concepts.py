@@ -134,7 +134,10 @@ def _classes(labels: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
     words = [x.words if x else name for name, x in zip(classes, known, strict=True)]
     short = [class_names.short(name) for name in words]
     names = [
-        [first if short.count(first) == 1 else full, *(x.groups if x else [])]
+        [
+            first if short.count(first) == 1 else full,
+            *(f"{y} (group)" if y in short else y for y in (x.groups if x else [])),
+        ]
         for first, full, x in zip(short, words, known, strict=True)
     ]
     return [names[label] if label >= 0 else [] for label in labels]
