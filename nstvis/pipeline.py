@@ -99,16 +99,23 @@ def training(
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     host = order[jax.process_index() :: jax.process_count()].repeat()
-    return _batched(host.random_map(make), batch, workers)
+    return _batched(host.random_map(make), batch // jax.process_count(), workers)
 
 
 def evaluation(
-    source: Source, size: int, batch: int, *, damaged: Damaged, workers: int
+    source: Source,
+    size: int,
+    batch: int,
+    *,
+    damaged: Damaged,
+    workers: int,
+    alone: bool = False,
 ) -> grain.IterDataset:
     """Yields the central crops of all images once, in order, with their index.
 
     Damaged images, and those that fill the last batch, have label and index -1. The
-    arguments are those of `training`.
+    arguments are those of `training`, but for `alone`: whether this host makes all of
+    each batch, whatever others do.
     """
 
     def make(index: int) -> dict[str, np.ndarray]:
@@ -126,8 +133,9 @@ def evaluation(
         return _element(blank, -1) | {"index": np.array(-1, np.int32)}
 
     padded = math.ceil(len(source) / batch) * batch
-    host = grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
-    return _batched(host.map(make), batch, workers)
+    first, hosts = (0, 1) if alone else (jax.process_index(), jax.process_count())
+    host = grain.MapDataset.range(padded)[first::hosts]
+    return _batched(host.map(make), batch // hosts, workers)
 
 
 def _batched(elements: grain.MapDataset, batch: int, workers: int) -> grain.IterDataset:
@@ -137,7 +145,7 @@ def _batched(elements: grain.MapDataset, batch: int, workers: int) -> grain.Iter
         # Before batching, or the last batch of each worker would be partial.
         options = grain.MultiprocessingOptions(num_workers=workers)
         iterable = iterable.mp_prefetch(options)
-    return iterable.batch(batch // jax.process_count(), drop_remainder=True)
+    return iterable.batch(batch, drop_remainder=True)
 
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:

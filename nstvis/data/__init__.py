@@ -10,6 +10,11 @@ where NAME is a file beside this one, or the path of any file like those, with
 
     def load(argument: str, split: str, data_dir: str) -> Source
 
+A source that knows more of its images than their classes may have a method
+
+    def tags(self, index: int) -> Sequence[str]
+
+which returns words for what is in an image; units are named by them (`units.concepts`).
 The rest of this project reads data sets through `Source` alone.
 """
 

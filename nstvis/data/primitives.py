@@ -6,8 +6,11 @@ out in Zeiler & Fergus 2013 (arXiv:1311.2901), and similar ones. Nothing is down
 """
 
 import colorsys
+import dataclasses
 import io
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +19,7 @@ from PIL import Image
 
 from nstvis import images
 from nstvis.data import tfds as prepared
+from nstvis.data._faces import CHOICES
 from nstvis.data._geometry import SIZE, reduced, smooth_noise
 from nstvis.data._shapes import KINDS
 from nstvis.runs import cache
@@ -70,6 +74,62 @@ def example(
     return kind, *draw(kind, rng)
 
 
+# Kinds whose angle is that of their lines.
+_LINES = ("edge", "bar", "grating", "fine lines", "waves", "fur", "zebra")
+_HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+
+
+def tags(kind: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Says in words what an image of a kind was drawn with.
+
+    Args:
+        kind: One of `KINDS`.
+        parameters: As `draw` returns them.
+
+    Returns:
+        Tags such as `lines at 45 degrees`, `period 6 to 10`, `red ground`, `left`.
+    """
+    colors = [_color_name(color) for color in parameters["colors"]]
+    found = [f"{parameters['ground']} ground", f"{colors[0]} ground"]
+    found += [f"{color} paint" for color in dict.fromkeys(colors[1:])]
+    if parameters["contrast"] < 0.75:
+        found.append("low contrast paint")
+    if kind in _LINES:
+        nearest = round(parameters["angle"] / 22.5) % 8 * 22.5
+        found.append(f"lines at {nearest:g} degrees")
+    period = parameters.get("period", parameters.get("spacing"))
+    if period is not None:
+        limits = {6: "period under 6", 10: "period 6 to 10", math.inf: "period over 10"}
+        found.append(next(text for limit, text in limits.items() if period < limit))
+    if "sharpness" in parameters:
+        found.append("soft waves" if parameters["sharpness"] < 1 else "sharp waves")
+    if kind == "edge":
+        found.append("sharp edge" if parameters["softness"] < 1 else "soft edge")
+    for name, sides in ("x", ("left", "right")), ("y", ("above", "below")):
+        if abs(parameters.get(name, SIZE / 2) - SIZE / 2) > 4:
+            found.append(sides[parameters[name] > SIZE / 2])
+    found += [f"{name}: {parameters[name]}" for name in CHOICES if name in parameters]
+    return found
+
+
+def _color_name(color: Sequence[int]) -> str:
+    hue, saturation, value = colorsys.rgb_to_hsv(*(x / 255 for x in color))
+    if saturation < 0.2:
+        return ("black", "grey", "white")[min(int(3 * value), 2)]
+    return _HUES[round(6 * hue) % 6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(prepared.Records):
+    """A split of the drawn images, which have tags."""
+
+    def tags(self, index: int) -> list[str]:
+        """Returns what an image was drawn with, in words."""
+        record = self.record(index)
+        kind = self.classes[int(record["label"])]
+        return tags(kind, json.loads(record["parameters"]))
+
+
 class Primitives(tfds.core.GeneratorBasedBuilder):
     """Edges, textures, shapes and faces, drawn from a seed."""
 
@@ -106,7 +166,7 @@ class Primitives(tfds.core.GeneratorBasedBuilder):
             yield index, record
 
 
-def load(argument: str, split: str, data_dir: str) -> prepared.Records:
+def load(argument: str, split: str, data_dir: str) -> Drawn:
     """Opens a split; the first time, it is drawn.
 
     Args:
@@ -118,7 +178,8 @@ def load(argument: str, split: str, data_dir: str) -> prepared.Records:
         ValueError: There is no such seed or split.
     """
     folder = data_dir or str(cache.cache_folder() / "tfds")
-    return prepared.load(f"primitives/{argument or 0}", split, folder)
+    records = prepared.load(f"primitives/{argument or 0}", split, folder)
+    return Drawn(**vars(records))
 
 
 def _colors(count: int, rng: np.random.Generator) -> list[np.ndarray]:

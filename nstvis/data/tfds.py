@@ -66,6 +66,11 @@ class Records:
         split, position = self._place(index)
         return f"{split}/{position:06d}"
 
+    def record(self, index: int) -> dict:
+        """Returns all features of an example; the image is encoded."""
+        split, position = self._place(range(len(self))[operator.index(index)])
+        return self.splits[split][position]
+
     def index(self, id: str) -> int:
         """Returns the index of the example with an id, such as `train/000017`."""
         split, _, digits = id.rpartition("/")

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Resampling
 
-from nstvis import assets, crops, data, images, models, weights
+from nstvis import assets, class_names, crops, data, images, models
+from nstvis.class_names import short
 from nstvis.runs import config as configs
 from nstvis.runs.config import Batches, Dataset, Network, bounded
 
@@ -135,12 +136,10 @@ def _open(name: str, config: Inputs, source: data.Source | None) -> _Opened:
 def _class_names(
     config: Inputs, source: data.Source | None, count: int
 ) -> Sequence[str]:
-    """Returns the logits' names: the weights', the data set's if as many, or numbers."""
-    of_weights = weights.classes(config.weights, pathlib.Path(config.model).stem)
-    for names in (of_weights, source.classes if source else ()):
-        if len(names) == count:
-            return names
-    return [f"class {number}" for number in range(count)]
+    """Returns the logits' names, or numbers."""
+    others = source.classes if source else ()
+    names = class_names.of_logits(config.weights, config.model, count, others)
+    return names or [f"class {number}" for number in range(count)]
 
 
 def _index(name: str, classes: Sequence[str]) -> int | None:
@@ -163,8 +162,3 @@ def _requested(label: str, classes: Sequence[str]) -> int:
         f"no class {label!r} among the network's {len(classes)}; the nearest are"
         f" {', '.join(nearest)}"
     )
-
-
-def short(name: str) -> str:
-    """Returns the first of a class's names, such as `goldfish` of `goldfish, ...`."""
-    return name.partition(",")[0]

@@ -26,9 +26,11 @@ def describe(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> list
     network = f"{about['model']} (weights: {about['weights']})"
     return [
         f"{unit.layer}:{unit.number} is one of {units} units of {unit.layer} in {network}.",
+        *_class(unit),
         *_filter(unit.layer, params),
         *_field(atlas, unit, forward, params),
         *_activations(atlas, unit),
+        *_name(unit),
         *_patches(unit),
     ]
 
@@ -38,6 +40,31 @@ def _filter(layer: str, params: Params) -> Iterator[str]:
     if isinstance(parameters, Mapping) and "kernel" in parameters:
         shape = " x ".join(map(str, parameters["kernel"].shape[:-1]))
         yield f"Its filter has {shape} weights."
+
+
+def _class(unit: Unit) -> Iterator[str]:
+    if known := unit.findings.get("class"):
+        yield f"It is the logit of the class {known['name']}."
+
+
+def _name(unit: Unit) -> Iterator[str]:
+    known = unit.findings.get("name")
+    if known is None:
+        return
+    if not known["tested"]:
+        yield "It has no name: no concept tells the images that activate it from others."
+        return
+    line = (
+        f"Its name is: {known['concept']}. An image of that activates it more than another"
+        f" image does in {known['auroc']:.1%} of the cases (AUROC, q = {known['q']:.2g}),"
+        " for images that the name was not chosen by."
+    )
+    if known["constant_auroc"] is not None:
+        line += (
+            f" For {known['constant']}, the best name for all units of the layer, it is"
+            f" {known['constant_auroc']:.1%}."
+        )
+    yield line
 
 
 def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterator[str]:
