@@ -29,14 +29,11 @@ from nstvis.runs.progress import track
 from nstvis.units import kernels
 from nstvis.units.affine import Program, Sum
 from nstvis.units.atlas_writer import Panel
+from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
 from nstvis.units.scan import Target
-from nstvis.units.table import Layer
 
 logger = logging.getLogger(__name__)
-
-# Name of a field to an array whose first axis is the units of a layer.
-Finding = Mapping[str, np.ndarray]
 
 COUNT = 5  # inputs of either sign
 _DRAWS = 10  # of as many random inputs
