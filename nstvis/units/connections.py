@@ -39,7 +39,7 @@ COUNT = 5  # inputs of either sign
 _DRAWS = 10  # of as many random inputs
 _TOLERANCE = 1e-4  # of a layer's largest pre-activation
 # Bytes, at most, of all layers for a batch of images, and of one layer's Jacobians.
-_ACTIVATIONS, _JACOBIANS = 256_000_000, 64_000_000
+_ACTIVATIONS, _JACOBIANS = 128_000_000, 64_000_000
 _MOST_JACOBIANS = 16
 
 
