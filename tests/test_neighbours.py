@@ -5,17 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from atlases import example
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstvis.units import matching, neighbours, profiles
+from experiments import compare
+from nstvis import images
+from nstvis.runs import config as configs
+from nstvis.runs import files
+from nstvis.units import atlas, matching, neighbours, profiles, table
 from nstvis.units.measurements import Layer, RankedPatches
 
 
 def layer_of(rng, units, classes=6, k=3, images=8):
     shape = units, k
     top = RankedPatches(
-        score=rng.choice([0.0, 1, 2], shape, p=[0.2, 0.4, 0.4]).astype(np.float32),
+        score=rng.choice([0.0, 1, -2], shape, p=[0.2, 0.4, 0.4]).astype(np.float32),
         image=rng.integers(-1, images, shape).astype(np.int32),
         position=np.zeros((*shape, 2), np.int32),
         box=np.zeros((*shape, 4), np.int32),
@@ -34,9 +39,7 @@ def similarity(a, i, b, j):
     tops = []
     for layer, unit in ((a, i), (b, j)):
         top = layer.top
-        tops.append(
-            {x for x, s in zip(top.image[unit], top.score[unit]) if s > 0} - {-1}
-        )
+        tops.append({x for x, s in zip(top.image[unit], top.score[unit]) if s} - {-1})
     either = tops[0] | tops[1]
     overlap = len(tops[0] & tops[1]) / len(either) if either else 0
     x, y = a.class_mean[i].astype(float), b.class_mean[j].astype(float)
@@ -47,6 +50,7 @@ def similarity(a, i, b, j):
     return ((0 if constant else np.corrcoef(x, y)[0, 1]) + overlap) / 2
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([0, 4, 9]))
 def test_neighbours_are_the_most_similar_units_of_the_layer_and_of_others(
     seed, classes
@@ -130,3 +134,59 @@ def test_a_network_with_other_layers_is_matched_as_a_whole():
     assert matching.match(two, a)["first"]["mutual"].sum() == 4
     with pytest.raises(ValueError, match="30 and of 20 classes or images"):
         matching.match(a, profiles.of_responses({"first": x[:20]}))
+
+
+def shuffled(layer, order):
+    """The same layer with its units in another order."""
+
+    def of(value):
+        if not isinstance(value, RankedPatches):
+            return value[order]
+        return RankedPatches(**{k: x[order] for k, x in vars(value).items()})
+
+    return Layer(**{name: of(value) for name, value in vars(layer).items()})
+
+
+def test_two_atlases_are_compared_side_by_side(tmp_path, caplog):
+    known, patches, pictures = example()
+    orders = {n: np.argsort(-x.mean, kind="stable") for n, x in known.layers.items()}
+    layers = {n: shuffled(x, orders[n]) for n, x in known.layers.items()}
+    other = dataclasses.replace(known, layers=layers)
+    of_other = {name: x[orders[name]] for name, x in patches.items()}
+    for name, results, drawn in (("a", known, patches), ("b", other, of_other)):
+        atlas.write(tmp_path / name, results, drawn, pictures)
+        table.save(tmp_path / name / "units.npz", results)
+    config = compare.Config(a=str(tmp_path / "a"), b=str(tmp_path / "b"), pairs=4)
+    with caplog.at_level("INFO"):
+        assert compare.run(config, tmp_path) == ["compare.png", "compare.csv"]
+    rows = files.read_csv(tmp_path / "compare.csv")
+    assert len(rows) == sum(map(len, orders.values()))
+    for layer, unit, other_layer, number, similarity, mutual in rows:
+        if (layer, unit) == ("conv1", "3"):  # the dead unit
+            assert (number, similarity, mutual) == ("-1", "", "False")
+        else:
+            assert (other_layer, mutual) == (layer, "True")
+            assert orders[layer][int(number)] == int(unit)
+            assert float(similarity) == 1
+    assert "fc: median similarity 1.00, mutual best matches 100%" in caplog.text
+    assert images.read(tmp_path / "compare.png").width > 4 * 6 * compare.SIDE
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"images": 7}, r"different images \(600 and 7\)"),
+        ({"classes": ["tabby"]}, r"different classes \(8 and 1\)"),
+        ({"examples": {0: ("else", 0)}}, "different images$"),
+    ],
+)
+def test_scans_of_other_images_are_not_compared(tmp_path, changes, line):
+    known = example()[0]
+    for name, results in (("a", known), ("b", dataclasses.replace(known, **changes))):
+        (tmp_path / name).mkdir()
+        table.save(tmp_path / name / "units.npz", results)
+    config = compare.Config(a=str(tmp_path / "a"), b=str(tmp_path / "b"))
+    with pytest.raises(ValueError, match=line):
+        compare.run(config, tmp_path)
+    with pytest.raises(ValueError, match="workdirs of two finished"):
+        configs.check(compare.Config(a="runs/units"))

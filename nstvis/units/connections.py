@@ -25,6 +25,7 @@ from nstvis.units.atlas_writer import Panel
 from nstvis.units.contributions import Network
 from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
+from nstvis.units.ranking import highest
 from nstvis.units.scan import Target
 
 logger = logging.getLogger(__name__)
@@ -153,31 +154,18 @@ def _chosen(one: Sum, sums: np.ndarray) -> _Choice:
     means = sums[:, :-1] / np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
     mean, bias, total = means[:, :-2], means[:, -2], means[:, -1]
     error = np.nan_to_num(np.abs(mean.sum(1) + bias - total)).max(initial=0)
-    strength = np.nan_to_num(mean)
-    order = np.argsort(-strength, 1, kind="stable")
-    slots = []
-    for sign, numbers in ((1, order), (-1, order[:, ::-1])):
-        channels = _first(numbers, COUNT)
-        there = np.take_along_axis(strength, np.maximum(channels, 0), 1)
-        slots.append(np.where((channels >= 0) & (sign * there > 0), channels, -1))
-    channels = np.concatenate(slots, 1)
-    contribution = np.take_along_axis(strength, np.maximum(channels, 0), 1)
+    np.nan_to_num(mean, copy=False)
+    both = [highest(mean, COUNT), highest(-mean, COUNT)]
     widths = [x.shape[-1] for x in one.inputs]
     return _Choice(
         layer=np.repeat([x.layer for x in one.inputs], widths),
         unit=np.concatenate([*map(np.arange, widths)]),
-        channels=channels,
-        contribution=np.where(channels < 0, np.nan, contribution),
+        channels=np.concatenate([channels for channels, _ in both], 1),
+        contribution=np.concatenate([both[0][1], -both[1][1]], 1),
         bias=bias,
         total=total,
         error=float(error / max(1e-30, np.nan_to_num(np.abs(total)).max(initial=0))),
     )
-
-
-def _first(order: np.ndarray, count: int) -> np.ndarray:
-    """Returns the first columns, and -1 where there are too few."""
-    missing = max(0, count - order.shape[1])
-    return np.pad(order[:, :count], [(0, 0), (0, missing)], constant_values=-1)
 
 
 def _test(

@@ -6,6 +6,7 @@ import numpy as np
 
 from nstvis.units import profiles
 from nstvis.units.measurements import Finding, Layer
+from nstvis.units.ranking import highest
 
 COUNT = 4  # of the same layer, and of others
 
@@ -34,7 +35,7 @@ def find(layers: Mapping[str, Layer]) -> dict[str, Finding]:
             same, others = np.full_like(similarity, -1), similarity
             same[:, place] = similarity[:, place]
             others[:, place] = -1
-            both = [_highest(x) for x in (same, others)]
+            both = [highest(x, COUNT) for x in (same, others)]
             numbers.append(np.concatenate([x[0] for x in both], 1))
             values.append(np.concatenate([x[1] for x in both], 1))
         layer, unit = known.names(np.concatenate(numbers))
@@ -44,16 +45,3 @@ def find(layers: Mapping[str, Layer]) -> dict[str, Finding]:
             "similarity": np.concatenate(values).astype(np.float32),
         }
     return found
-
-
-def _highest(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the columns of the highest numbers above 0 and these; -1, NaN for none."""
-    rows, left = np.arange(len(similarity)), similarity.copy()
-    columns, values = [], []
-    for _ in range(COUNT):
-        column = left.argmax(1)
-        value = left[rows, column]
-        columns.append(np.where(value > 0, column, -1))
-        values.append(np.where(value > 0, value, np.nan))
-        left[rows, column] = -1
-    return np.stack(columns, 1), np.stack(values, 1)

@@ -59,8 +59,12 @@ def of_layers(layers: Mapping[str, Layer]) -> Profiles:
 
 
 def _activated(layer: Layer) -> np.ndarray:
-    """Returns the images that do activate a unit, -1 elsewhere."""
-    return np.where(layer.top.score > 0, layer.top.image, -1)
+    """Returns the images that do activate a unit, -1 elsewhere.
+
+    Where few do, a ReLU's other top images are at 0, and merely the first ones of many;
+    a logit's may be below.
+    """
+    return np.where(layer.top.score != 0, layer.top.image, -1)
 
 
 def of_responses(scores: Mapping[str, np.ndarray]) -> Profiles:
