@@ -50,7 +50,7 @@ def similarity(a, i, b, j):
     return ((0 if constant else np.corrcoef(x, y)[0, 1]) + overlap) / 2
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0, 4, 9]))
 def test_neighbours_are_the_most_similar_units_of_the_layer_and_of_others(
     seed, classes

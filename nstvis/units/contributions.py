@@ -115,7 +115,7 @@ class Network:
 
             return jax.grad(total, range(len(zeros)))(*zeros)
 
-        (biases,) = function(self._target.params, *zeros)
+        (biases,) = jax.jit(function)(self._target.params, *zeros)
         compiled = jax.jit(jacobian, compiler_options=devices.compile_options())
         self._jacobians[layer] = compiled, np.asarray(biases[:1])
         return self._jacobians[layer]
