@@ -52,8 +52,8 @@ def hoisted(
     cut = list(
         dict.fromkeys(x for x in used if not isinstance(x, Literal) and x in known)
     )
-    before = _part(jaxpr, early, [*jaxpr.constvars, *of_params], cut)
-    after = _part(jaxpr, late, [*cut, of_images], jaxpr.outvars)
+    before = part(jaxpr, early, [*jaxpr.constvars, *of_params], cut)
+    after = part(jaxpr, late, [*cut, of_images], jaxpr.outvars)
 
     def prepare(params: Params) -> list[Array]:
         return before(*program.consts, *jax.tree.leaves(params))
@@ -64,10 +64,17 @@ def hoisted(
     return prepare, rest
 
 
-def _part(
+def part(
     jaxpr: Jaxpr, equations: list, inputs: list, outputs: list
 ) -> Callable[..., list[Array]]:
-    """Returns the function that some of a program's equations compute."""
+    """Returns the function that some of a program's equations compute.
+
+    Args:
+        jaxpr: The program.
+        equations: The equations, in the program's order.
+        inputs: Variables that the function takes.
+        outputs: Variables that it returns.
+    """
     program = jaxpr.replace(
         constvars=[],
         invars=inputs,

@@ -114,3 +114,22 @@ def merge(a: Best, b: Best) -> Best:
     order = np.lexsort((both.position, both.image, -both.score), axis=-2)
     order = order[..., : a.score.shape[-2], :]
     return Best(*(np.take_along_axis(part, order, -2) for part in both))
+
+
+def highest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the highest numbers above 0 in each row; in NumPy.
+
+    Returns:
+        Their columns and themselves, `[rows, count]`, the highest first, and the first of
+        equals; -1 and NaN where there are fewer.
+    """
+    rows, left = np.arange(len(x)), np.pad(x, [(0, 0), (0, 1)])
+    columns, values = [], []
+    for _ in range(count):
+        column = left.argmax(1)
+        value = left[rows, column]
+        columns.append(np.where(value > 0, column, -1))
+        values.append(np.where(value > 0, value, np.nan))
+        left[rows, column] = -np.inf
+        left[:, -1] = 0  # so that there is always a column left
+    return np.stack(columns, 1), np.stack(values, 1)
