@@ -54,7 +54,7 @@ def known(
     """
     pictures = Images(sources, size)
     if file:
-        ids = [pictures.example(index).id for index in responses.index]
+        ids = [pictures.id(int(index)) for index in responses.index]
         return read(pathlib.Path(file), ids)
     tags = [
         [*names, *_tags(sources, index)]
