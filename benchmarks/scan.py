@@ -288,7 +288,7 @@ def files_rows(measure: Measure, model: str, folder: str) -> Iterator[Row]:
 
 
 def state(model: str) -> str:
-    """How large a scan's state is."""
+    """How large a scan's state is on a device."""
     import jax
 
     from nstvis import models
@@ -296,6 +296,7 @@ def state(model: str) -> str:
 
     count = sum(units(*models.load(model, "random")).values())
     parts = jax.eval_shape(lambda: maxima.start(count, **SIZES))._asdict()
+    del parts["by_class"]  # which is on the host
     sizes = {
         name: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part)) / 1e6
         for name, part in parts.items()
