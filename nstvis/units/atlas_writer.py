@@ -2,8 +2,8 @@
 
 The folder holds scripts with all that is said (`atlas_json`); `N-C.webp`, the patches of
 the C-th sixteen units of layer N (`sprites`); `TITLE-N-C.webp`, what else is shown of
-them, such as their attributions; and `pictures`, the whole images. `index.html` is the
-same in every atlas of a version.
+them, such as their attributions; `pictures`, the whole images; and `page`, the style and
+the scripts of `index.html`. The page is the same in every atlas of a version.
 """
 
 import os
@@ -67,8 +67,8 @@ def write(
             _add_findings(new, list(table.layers), title, findings)
         for title, panel in (panels or {}).items():
             _add(new, list(table.layers), title, panel)
-        page = pathlib.Path(__file__).with_name("atlas.html").read_text("utf-8")
-        files.write_text(new / "index.html", page)
+        atlas_json.write_search(new, table.layers, table.examples)
+        _write_page(new)
         _replace(folder, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -189,6 +189,14 @@ def _write_patches(
         path = folder / f"{number}-{grid.chunk(first)}.webp"
         sprites.write(path, patches[first : first + grid.rows], grid)
     return grid
+
+
+def _write_page(folder: pathlib.Path) -> None:
+    """Writes `index.html`, and what it is made of into `page`."""
+    (folder / "page").mkdir()
+    for file in pathlib.Path(__file__).with_name("atlas_page").iterdir():
+        place = folder if file.suffix == ".html" else folder / "page"
+        files.write_text(place / file.name, file.read_text("utf-8"))
 
 
 def _replace(folder: pathlib.Path, new: pathlib.Path) -> None:
