@@ -15,10 +15,8 @@ function asked() {
 async function route() {
   const { layer: i, unit, complaint } = asked(), hash = location.hash, was = { ...here };
   let missing;
-  try {
-    await loadLayer(i);
-    if (unit !== null) await loadFindings(i).catch((error) => { missing = error.message; });
-  } catch (error) { return say(error.message); }
+  const findings = unit === null ? [] : loadFindings(i).catch((error) => { missing = error.message; });
+  try { await Promise.all([loadLayer(i), findings]); } catch (error) { return say(error.message); }
   if (location.hash !== hash) return;
   if (was.unit === null) was.scroll = here.scroll = scrollY;
   Object.assign(here, { layer: i, unit });
