@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from nstvis import attribution, devices, images
+from nstvis import attribution, devices, images, weights
 from nstvis.runs import config
 from nstvis.runs.config import bounded, chosen
 from nstvis.runs.progress import Progress, track
@@ -116,6 +116,7 @@ def _scan(settings: Settings, workdir: pathlib.Path) -> scan.Target:
         patches=settings.patches_per_image,
         deduplicate=settings.deduplicate,
         per_class=settings.per_class,
+        as_stored=weights.as_stored(settings.weights, settings.photographs),
     )
     _refuse_rule(settings, target)
     scan_file.refuse_changed(workdir / "scan.json", target.about)
