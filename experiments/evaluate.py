@@ -4,6 +4,8 @@ r"""Measures a network's top-1 and top-5 accuracy.
         --config.data_dir=FOLDER_OF_THE_ARCHIVE
     python launch.py --experiment=evaluate --config.dataset=tfds:imagenet2012 \
         --config.model=alexnet --config.weights=torchvision --config.size=224
+    python launch.py --experiment=evaluate --config.dataset=folder:PHOTOS_BY_CLASS \
+        --config.split=all
 
 Prints the shares of images whose class has the highest logit (top-1) or is among the
 five highest (top-5), and leaves them in `accuracy.json`. The first command takes 20 s on
@@ -37,7 +39,8 @@ class Config(Network, Dataset, Batches, Workers):
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Prints and writes top-1 and top-5."""
-    source = data.load(config.dataset, config.split, config.data_dir)
+    as_stored = weights.as_stored(config.weights, config.photographs)
+    source = data.load(config.dataset, config.split, config.data_dir, as_stored)
     if not source.classes:
         raise ValueError(f"{config.dataset} has no classes to compare with")
     classes = len(source.classes)

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Config(Settings, Network):
     """Which units, and what their pictures are compared with."""
 
-    # Units: LAYER:NUMBER or LAYER:* for a whole layer, separated by commas.
+    # Units, such as conv3:17,18,conv5:* (LAYER:* is a whole layer).
     units: str = "conv5:*"
     # Workdir of a finished --experiment=units: its maxima are compared with, and its
     # atlas shows the pictures.

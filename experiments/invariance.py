@@ -110,8 +110,7 @@ def _draw(
     titles = ["examples", *distances, "probability of the class"]
     for panel, title in zip(rows[0], titles):
         panel.set_title(title)
-    legend = rows[0, -1].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=5, frameon=False)
+    plots.legend_below(figure, *rows[0, -1].get_legend_handles_labels())
     plots.save(path, figure)
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nstvis import attribution, crops, data, models, plots
+from nstvis import attribution, crops, data, models, plots, weights
 from nstvis.probes import sanity
 from nstvis.probes.sanity import Report
 from nstvis.runs.config import Batches, Dataset, Network, Seed, bounded
@@ -107,7 +107,8 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
 
 
 def _images(config: Config) -> np.ndarray:
-    source = data.load(config.dataset, config.split, config.data_dir)
+    as_stored = weights.as_stored(config.weights, config.photographs)
+    source = data.load(config.dataset, config.split, config.data_dir, as_stored)
     count = min(config.images, len(source))
     numbers = np.linspace(0, len(source) - 1, count).astype(int).tolist()
     examples = (crops.centered(source[number], config.size) for number in numbers)

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from nstvis import images
 from nstvis.data import Example
 
 
@@ -17,7 +16,7 @@ def centered(example: Example, size: int) -> Image.Image:
     Raises:
         ValueError: It is damaged.
     """
-    image = images.decode(example.encoded, example.id).convert("RGB")
+    image = example.decode().convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)

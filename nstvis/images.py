@@ -74,10 +74,17 @@ def read_stored(path: str | os.PathLike) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def decode(encoded: bytes, name: str) -> Image.Image:
-    """Decodes the bytes of a picture file as `read` reads a file called `name`."""
+def decode(encoded: bytes, name: str, as_stored: bool = False) -> Image.Image:
+    """Decodes the bytes of a picture file as `read` reads a file called `name`.
+
+    Args:
+        encoded: The bytes.
+        name: For errors.
+        as_stored: Whether EXIF orientation, colour profile and opacity are ignored, as
+            torchvision does; then of mode RGB.
+    """
     with _decoded(io.BytesIO(encoded), name) as picture:
-        return normalized(picture)
+        return picture.convert("RGB") if as_stored else normalized(picture)
 
 
 def normalized(picture: Image.Image) -> Image.Image:

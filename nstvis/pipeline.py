@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from nstvis import crops, images
+from nstvis import crops
 from nstvis.data import Example, Source
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def training(
         for i in range(index, index + len(source)):
             example = source[i % len(source)]
             try:
-                image = images.decode(example.encoded, example.id).convert("RGB")
+                image = example.decode().convert("RGB")
             except ValueError as error:
                 damaged.add(example, error)
                 continue

@@ -51,6 +51,31 @@ def curves(
     axes.grid(alpha=0.3)
 
 
+def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Draws a figure's legend below it, in at most five columns, as there is room."""
+    from matplotlib.textpath import TextPath
+
+    def width(text: str) -> float:
+        return TextPath((0, 0), text, size=10).get_extents().width
+
+    # In points; a line and the gaps beside it take 50.
+    room = figure.get_figwidth() * 72 - 20
+    shares = [(room - 50) / max(1, width(label)) for label in labels]
+    cut = [
+        label if share >= 1 else f"{label[: int(share * len(label)) - 2]}…"
+        for label, share in zip(labels, shares)
+    ]
+    columns = int(room / (50 + max(map(width, cut), default=0)))
+    figure.legend(
+        handles,
+        cut,
+        loc="outside lower center",
+        ncols=min(5, max(1, columns)),
+        fontsize=10,
+        frameon=False,
+    )
+
+
 def bars(
     axes: Any,
     names: Sequence[str],

@@ -14,6 +14,7 @@ import difflib
 import json
 import logging
 import math
+import re
 import types
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -106,6 +107,19 @@ def load(
 def is_caffe(source: str) -> bool:
     """Whether weights call themselves Caffe's, by the name of the file."""
     return any(name in Path(source).name.lower() for name in _CAFFE_FILES)
+
+
+def as_stored(source: str, asked: str = "auto") -> bool:
+    """Whether images for weights are as their files store them, or as they are shown.
+
+    Args:
+        source: As for `load`.
+        asked: `as_stored`, `as_shown`, or `auto`: as torchvision, which ignores EXIF
+            orientation and colour profiles, did for its own weights.
+    """
+    published = re.search(r"-[0-9a-f]{8}\.pth$", source) and not is_caffe(source)
+    torchvision = source == "torchvision" or bool(published)
+    return asked == "as_stored" or (asked == "auto" and torchvision)
 
 
 def preprocessing(source: str, asked: str = "auto") -> str:

@@ -149,9 +149,12 @@ def test_a_second_atlas_replaces_the_first_and_nothing_else(folder, given, tmp_p
     wanted |= {
         "atlas/panels.js",
         "atlas/findings.js",
+        "atlas/search.js",
         "atlas/pictures/3.png",
         "units.npz",
     }
+    scripts = ["pictures", "layer", "unit", "explain", "search", "main"]
+    wanted |= {f"atlas/page/{name}.js" for name in scripts} | {"atlas/page/style.css"}
     assert left == wanted
     assert atlas.Atlas(tmp_path).layers == {"conv1": 5}
 

@@ -427,8 +427,6 @@ def test_few_patches_no_classes_one_unit(page, tmp_path):
     page.open(tmp_path)
     assert status(page) == "1 unit"
     assert page.each("#units .caption bdi") == [""]
-    assert page.js("document.querySelector('#find').hidden")
-    page.press("/")
     box = page.box("#units canvas")
     points = {}
     for slot in range(5):

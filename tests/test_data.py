@@ -21,9 +21,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
-from nstvis import data
+from nstvis import crops, data, weights
 from nstvis.data import tiny_imagenet
 
 
@@ -353,7 +353,7 @@ def test_it_shows_progress_on_a_terminal_and_nothing_else(terminal, tmp_path):
 from absl import logging
 logging.set_verbosity(logging.INFO)
 sys.stderr.isatty = lambda: {terminal}
-from nstvis import data
+from nstvis import crops, data, weights
 data.load("tiny_imagenet", "train", sys.argv[1])
 logging.info("as before")"""
     result = run(code, path.parent)
@@ -369,7 +369,7 @@ logging.info("as before")"""
 def test_a_killed_preparation_is_begun_again(tmp_path):
     path, images = archive(tmp_path / "data")
     code = """import os, signal, sys
-from nstvis import data
+from nstvis import crops, data, weights
 from nstvis.data import tiny_imagenet
 def die(files):
     yield from list(train(files))[:2]
@@ -534,8 +534,68 @@ def test_splits_are_subfolders(tmp_path):
     images(tmp_path, "train/a/1.jpg", "validation/b/2.jpg")
     assert ids(data.load(f"folder:{tmp_path}", "train")) == ["a/1.jpg"]
     assert ids(data.load(f"folder:{tmp_path}", "validation")) == ["b/2.jpg"]
-    with pytest.raises(ValueError, match=r"no split 'test' of .*has no folder test"):
+    with pytest.raises(ValueError, match=r"no split 'test' of .*no folder test$"):
         data.load(f"folder:{tmp_path}", "test")
+    with pytest.raises(ValueError, match="no split 'all'"):
+        data.load(f"folder:{tmp_path}", "all")
+
+
+def test_a_folder_without_splits_is_all_of_it(tmp_path):
+    images(tmp_path, "a/1.jpg", "b/2.jpg")
+    for split in ("train", "all"):
+        assert ids(data.load(f"folder:{tmp_path}", split)) == ["a/1.jpg", "b/2.jpg"]
+    with pytest.raises(ValueError, match="no folder validation; split=all is all of"):
+        data.load(f"folder:{tmp_path}", "validation")
+
+
+def swapped_profile():
+    """A profile in which red and blue are exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return (
+        profile.replace(b"rXYZ", b"____")
+        .replace(b"bXYZ", b"rXYZ")
+        .replace(b"____", b"bXYZ")
+    )
+
+
+def test_photographs_are_as_shown_or_as_torchvision_reads_them(tmp_path):
+    rng = np.random.default_rng(0)
+    stored = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "a.png"
+    stored.save(path, exif=exif, icc_profile=swapped_profile())
+    with Image.open(path) as opened:  # torchvision's loader of folders
+        theirs = np.asarray(opened.convert("RGB"))
+    name = f"folder:{tmp_path}"
+    plain = data.load(name, "train", as_stored=True)
+    plain = pickle.loads(pickle.dumps(plain))
+    assert (len(plain), plain.classes, plain.index("a.png")) == (1, (), 0)
+    np.testing.assert_array_equal(plain[0].decode(), theirs)
+    shown = np.asarray(data.load(name, "train")[0].decode())
+    assert shown.shape == (8, 6, 3)
+    difference = shown.astype(int) - np.rot90(theirs, -1)[..., ::-1]
+    assert np.abs(difference).max() < 3
+    box = np.asarray(crops.centered(plain[0], 6))
+    np.testing.assert_array_equal(box, theirs[:, 1:7])
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "expected"),
+    [
+        ("bundled", "auto", False),
+        ("random", "auto", False),
+        ("torchvision", "auto", True),
+        ("caffe", "auto", False),
+        ("files/alexnet-owt-7be5be79.pth", "auto", True),
+        ("vgg19-d01eb7cb.pth", "auto", False),
+        ("mine.pth", "auto", False),
+        ("torchvision", "as_shown", False),
+        ("bundled", "as_stored", True),
+    ],
+)
+def test_torchvision_s_weights_see_photographs_as_it_does(source, asked, expected):
+    assert weights.as_stored(source, asked) == expected
 
 
 def test_only_images_count(tmp_path):

@@ -195,6 +195,8 @@ def test_units_are_named_alone_or_by_layer():
     assert parse("conv1:1", counts) == {"conv1": [1]}
     assert parse("conv1:2, conv1:0,conv1:2", counts) == {"conv1": [0, 2]}
     assert parse("a:b:*,conv1:1", counts) == {"a:b": [0, 1], "conv1": [1]}
+    several = {"conv1": [0, 2], "a:b": [0, 1]}
+    assert parse("conv1:2,0, a:b:1 ,0", counts) == several
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,8 @@ def test_units_are_named_alone_or_by_layer():
         ("conv1:x", "should be LAYER:NUMBER"),
         ("", "should be LAYER:NUMBER"),
         ("cnv1:0", "did you mean 'conv1'"),
+        ("1,conv1:1", "'1' should be LAYER:NUMBER"),
+        ("conv1:1,3", "no unit 3 in conv1: there are 0 to 2"),
         ("conv1:3", "no unit 3 in conv1: there are 0 to 2"),
     ],
 )

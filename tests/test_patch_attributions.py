@@ -59,20 +59,34 @@ def gradient_of(forward, name):
     return jax.jit(jax.value_and_grad(activation))
 
 
-def brute_force(forward, params, name, patch, pictures):
-    """The gradient for the whole image, cut out and scaled."""
-    unit, image, position, box, (rows, columns) = patch
-    where = params, position, unit
+def carried_back(forward, params, name, patch, pictures):
+    """The gradient for the whole image, and where it matters."""
+    unit, image, position, _, (rows, columns) = patch
     value, gradient = gradient_of(forward, name)(
-        images_of(pictures, [image])[0], *where
+        images_of(pictures, [image])[0], params, position, unit
     )
-    picture = np.asarray(value * gradient)
-    seen = picture[rows][:, columns]
-    largest = np.quantile(np.abs(seen), 0.99)
-    scaled = np.clip(picture / largest, -1, 1)
-    padded = np.pad(scaled, [(SIZE, SIZE), (SIZE, SIZE), (0, 0)])
-    top, left, bottom, right = np.array(box) + SIZE
-    return 127 + 127 * padded[top:bottom, left:right]
+    return np.asarray(value * gradient), np.ix_(rows, columns)
+
+
+def brute_force(forward, params, name, patch, pictures, unit=()):
+    """Cut out of the whole image's gradient, and scaled as the unit's patches are."""
+    gradient, seen = carried_back(forward, params, name, patch, pictures)
+    parts = [
+        carried_back(forward, params, name, other, pictures)
+        for other in unit or [patch]
+    ]
+    every = np.concatenate([np.abs(x[where]).ravel() for x, where in parts])
+    whole = np.full((3 * SIZE, 3 * SIZE, 3), 63.0)
+    there = whole[SIZE:-SIZE, SIZE:-SIZE]
+    there[seen] = 127 + 127 * np.clip(gradient[seen] / np.quantile(every, 0.99), -1, 1)
+    top, left, bottom, right = np.array(patch[3]) + SIZE
+    return whole[top:bottom, left:right]
+
+
+def patch_of(layer, fields, unit, rank):
+    place, image = layer.top.position[unit, rank], layer.top.image[unit, rank]
+    box, support = layer.top.box[unit, rank], fields.support(unit, *place)
+    return unit, image, place, box, support
 
 
 PLACES = [(0, 0), (0, 7), (7, 7), (14, 14), (14, 3), (-1, 5), (9, 10), (3, 4)]
@@ -96,21 +110,20 @@ def test_a_window_is_as_good_as_the_image(name, rule, monkeypatch):
         return carried(ruled, layer, images, *params)
 
     monkeypatch.setattr(patch_attributions, "_compiled", counted)
-    seen = set()
+    seen = []
     for found in patch_attributions.project(
         ruled, params, name, layer, fields, pictures, 1
     ):
         for unit, rank, cell in zip(*found, strict=True):
-            seen.add((unit, rank))
-            place = layer.top.position[unit, rank]
-            patch = (
-                *(unit, layer.top.image[unit, rank], place),
-                *(layer.top.box[unit, rank], fields.support(unit, *place)),
-            )
-            wanted = brute_force(ruled, params, name, patch, pictures)
+            seen.append((unit, rank))
+            patch = patch_of(layer, fields, unit, rank)
+            ranks = np.flatnonzero(layer.top.image[unit] >= 0)
+            every = [patch_of(layer, fields, unit, other) for other in ranks]
+            wanted = brute_force(ruled, params, name, patch, pictures, every)
             assert cell.shape == wanted.shape
             np.testing.assert_allclose(cell, wanted, atol=1)
-    assert seen == set(zip(*np.nonzero(layer.top.image >= 0)))
+    assert seen == [*zip(*np.nonzero(layer.top.image >= 0))]
+    assert len({unit for unit, _ in seen}) < len(seen)
     assert len(seen) == len(PLACES)
     assert sides == [side]  # not one had to be carried through the whole image
 
@@ -128,9 +141,7 @@ def test_other_weights_have_the_same_program_and_their_own_attributions():
             ruled, weights, "conv2", layer, fields, pictures, 1
         )
         (((unit,), (rank,), (cell,)),) = parts
-        place = layer.top.position[unit, rank]
-        box, support = layer.top.box[unit, rank], fields.support(unit, *place)
-        patch = unit, layer.top.image[unit, rank], place, box, support
+        patch = patch_of(layer, fields, unit, rank)
         wanted = brute_force(ruled, weights, "conv2", patch, pictures)
         np.testing.assert_allclose(cell, wanted, atol=1)
         found.append(cell)
@@ -155,9 +166,7 @@ def test_a_network_that_is_not_the_same_everywhere_gets_the_whole_image():
         ruled, params, "conv2", layer, fields, pictures, 1
     )
     (((unit,), (rank,), (cell,)),) = parts
-    place = layer.top.position[unit, rank]
-    box, support = layer.top.box[unit, rank], fields.support(unit, *place)
-    patch = unit, layer.top.image[unit, rank], place, box, support
+    patch = patch_of(layer, fields, unit, rank)
     wanted = brute_force(ruled, params, "conv2", patch, pictures)
     np.testing.assert_allclose(cell, wanted, atol=1)
 
@@ -209,10 +218,15 @@ def test_where_the_field_is_larger_than_the_image_only_the_image_is_attributed_t
     assert patches.drawn_side(layer, fields) == 40
     ruled = attribution.ruled(forward, "deconvnet")
     parts = patch_attributions.project(ruled, {}, "far", layer, fields, pictures, 1)
-    for _, _, (cell,) in parts:
-        # The sum's gradient is the same all over what field and image share.
-        assert cell.shape == (40, 40, 3)
-        assert (cell == 254).all()
+    ((_, _, cells),) = parts
+    # The sum's gradient is the same all over what field and image share; and of two
+    # patches of a unit, the one with the lower activation is fainter.
+    assert cells.shape == (2, 40, 40, 3)
+    greys = cells[:, 0, 0, 0].astype(int)
+    assert (cells == greys[:, None, None, None]).all()
+    shares = layer.top.score[0] / layer.top.score[0].max()
+    np.testing.assert_allclose(greys, 127 + 127 * shares, atol=1)
+    assert abs(greys[0] - greys[1]) > 3
 
 
 def test_networks_that_take_no_small_images_get_larger_windows():

@@ -2,6 +2,7 @@
 
 import matplotlib
 import numpy as np
+import pytest
 from PIL import Image
 
 from nstvis import plots
@@ -77,3 +78,17 @@ def test_a_grids_names_of_several_lines_cover_no_picture():
         for band in (above, left.T):
             assert band.any() and not band[0].any()
         assert above.any(1).sum() > 7 * lines
+
+
+@pytest.mark.parametrize("length", [5, 40, 90, 400])
+def test_a_legend_is_within_its_figure(length):
+    figure = plots.figure(8, 5)
+    axes = figure.subplots()
+    for number in range(7):
+        plots.curves(axes, [0, 1], {f"{number}{'m' * length}": [0, number]})
+    plots.legend_below(figure, *axes.get_legend_handles_labels())
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert len(figure.legends[0].get_texts()) == 7
+    assert axes.get_window_extent().height > 100

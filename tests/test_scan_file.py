@@ -1,6 +1,7 @@
 """Scans in files: kept to the bit, merged, and refused if they do not fit together."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -146,6 +147,21 @@ def test_a_scan_is_not_resumed_with_other_files(tmp_path):
     scan_file.refuse_changed(path, about())
     with pytest.raises(ValueError, match='network was "abc", is "new"'):
         scan_file.refuse_changed(path, about(network="new"))
+    with pytest.raises(ValueError, match="as_stored was false, is true"):
+        scan_file.refuse_changed(path, about(as_stored=True))
+    # One that began before the setting was there.
+    older = json.loads(path.read_text())
+    del older["as_stored"]
+    path.write_text(json.dumps(older))
+    scan_file.refuse_changed(path, about())
+    with pytest.raises(ValueError, match="as_stored was false, is true"):
+        scan_file.refuse_changed(path, about(as_stored=True))
+
+
+def test_images_as_stored_and_as_shown_do_not_merge(tmp_path):
+    stored = dataclasses.replace(other_part(), as_stored=True)
+    with pytest.raises(ValueError, match="as_stored is false in the first, true"):
+        scan_file.merge(saved(tmp_path, about(), stored))
 
 
 def network_hash(size=32, **how):

@@ -24,6 +24,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from PIL import Image
+
+from nstvis import images
 from nstvis.runs import registry
 
 FOLDER = pathlib.Path(__file__).parent
@@ -37,11 +40,21 @@ class Example:
         id: Names the image permanently; see above.
         label: Index of its class in `Source.classes`; -1 if it has none.
         encoded: The bytes of a JPEG, PNG, WebP, TIFF or GIF file, perhaps damaged.
+        as_stored: Whether its EXIF orientation and colour profile are ignored.
     """
 
     id: str
     label: int
     encoded: bytes
+    as_stored: bool = False
+
+    def decode(self) -> Image.Image:
+        """Decodes the image.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        return images.decode(self.encoded, self.id, self.as_stored)
 
 
 class Source(Protocol):
@@ -75,12 +88,37 @@ def id_of(source: Source, index: int) -> str:
     return known(index) if known else source[index].id
 
 
+class _AsStored:
+    """A source whose images are as their files store them."""
+
+    def __init__(self, source: Source):
+        self.source, self.classes = source, source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return dataclasses.replace(self.source[index], as_stored=True)
+
+    def index(self, id: str) -> int:
+        return self.source.index(id)
+
+    def id_of(self, index: int) -> str:
+        return id_of(self.source, index)
+
+    def tags(self, index: int) -> Sequence[str]:
+        tags = getattr(self.source, "tags", None)
+        return tags(index) if tags else ()
+
+
 def names() -> list[str]:
     """Returns the data sets that `load` knows by name."""
     return registry.names(FOLDER)
 
 
-def load(dataset: str, split: str, data_dir: str = "") -> Source:
+def load(
+    dataset: str, split: str, data_dir: str = "", as_stored: bool = False
+) -> Source:
     """Opens a data set; the first time, it is downloaded or generated.
 
     Args:
@@ -89,6 +127,8 @@ def load(dataset: str, split: str, data_dir: str = "") -> Source:
             beside this one.
         split: `train`, `validation`, or another split of the data set.
         data_dir: The folder of its files; the data set's own default if empty.
+        as_stored: Whether EXIF orientation and colour profiles are ignored, as
+            torchvision does.
 
     Raises:
         ValueError: There is no such data set or split, or it is empty.
@@ -99,4 +139,5 @@ def load(dataset: str, split: str, data_dir: str = "") -> Source:
         module = importlib.import_module(f"{__name__}.{name}")
     else:
         module = registry.find("data set", name, FOLDER)
-    return module.load(argument, split, data_dir)
+    source = module.load(argument, split, data_dir)
+    return _AsStored(source) if as_stored else source

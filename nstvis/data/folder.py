@@ -60,7 +60,7 @@ def load(argument: str, split: str, data_dir: str) -> Files:
 
     Args:
         argument: The folder's path.
-        split: A subfolder. Of a folder without a subfolder `train`, `train` is all.
+        split: A subfolder. Of a folder without splits, `all` and `train` are all of it.
         data_dir: The folder that a relative path starts from; if empty, the current.
 
     Raises:
@@ -82,8 +82,11 @@ def load(argument: str, split: str, data_dir: str) -> Files:
         raise FileNotFoundError(f"no folder {folder}{_hint(folder)}")
     if (folder / split).is_dir():
         folder = folder / split
-    elif split != "train":
-        raise ValueError(f"no split {split!r} of {folder}: it has no folder {split}")
+    elif split not in ("train", "all") or (folder / "train").is_dir():
+        hint = "" if (folder / "train").is_dir() else "; split=all is all of its images"
+        raise ValueError(
+            f"no split {split!r} of {folder}: it has no folder {split}{hint}"
+        )
     ids = sorted(filter(_is_image, _files(folder)))
     if not ids:
         raise ValueError(f"no images in {folder}: none ends in {', '.join(SUFFIXES)}")

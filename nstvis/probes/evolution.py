@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from nstvis import correlation, devices, models
+from nstvis import weights as weights_io
 from nstvis.runs.config import Dataset
 from nstvis.training.loop import TrainingRun
 from nstvis.units import maxima, patch_attributions, patches, scan, scan_file
@@ -76,6 +77,7 @@ def targets(
         patches=1,
         deduplicate=False,
         per_class=1,
+        as_stored=weights_io.as_stored(learned.weights, images.photographs),
         network=(training.forward, weights[0]),
     )
     scanned = first.about.layers

@@ -92,7 +92,8 @@ def load(config: Inputs) -> LoadedInputs:
     )
     names, source = config.image_names(), None
     if any(map(str.isdecimal, names)):
-        source = data.load(config.dataset, config.split, config.data_dir)
+        as_stored = weights.as_stored(config.weights, config.photographs)
+        source = data.load(config.dataset, config.split, config.data_dir, as_stored)
     opened = [_open(name, config, source) for name in names]
     predict = jax.jit(lambda params, x: list(forward(params, x).values())[-1][0])
     logits = [np.asarray(predict(params, image.pixels[None])) for image in opened]

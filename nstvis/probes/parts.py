@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nstvis import crops, images
+from nstvis import crops
 from nstvis.data import Example, primitives
 
 
@@ -115,7 +115,7 @@ def _parts(annotated: Sequence[tuple[Example, Mapping[str, Any]]], size: int) ->
 def _scaled(example: Example, part: str, box: Any, size: int) -> list[int]:
     """Returns the box of the pixels that a box touches after `crops.centered`."""
     where = f"{example.id}: {part!r} {box}"
-    width, height = images.decode(example.encoded, example.id).size
+    width, height = example.decode().size
     if not _is_box(box):
         raise ValueError(f"{where} should be [top, left, bottom, right], in pixels")
     top, left, bottom, right = box

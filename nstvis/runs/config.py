@@ -149,6 +149,10 @@ class Dataset:
     split: str = "train"
     # Folder of the data set's files; the data set's own default if empty.
     data_dir: str = ""
+    # Photographs: as_shown, with their EXIF orientation and colour profile applied, or
+    # as_stored, without; auto is as_shown, but as_stored for torchvision's own weights,
+    # which were trained so.
+    photographs: str = chosen("auto", "as_shown", "as_stored")
 
 
 @dataclasses.dataclass(kw_only=True)

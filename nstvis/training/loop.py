@@ -59,13 +59,16 @@ class TrainingRun:
         config.check(settings)
         self.settings, self.workdir = settings, workdir
         self._sides = settings.sides()
-        self.source = data.load(settings.dataset, settings.split, settings.data_dir)
+        stored = weights.as_stored(settings.weights, settings.photographs)
+        self.source = data.load(
+            settings.dataset, settings.split, settings.data_dir, stored
+        )
         if not self.source.classes:
             raise ValueError(f"{settings.dataset} has no classes to learn")
         self._validation = None
         if settings.validation:
             self._validation = data.load(
-                settings.dataset, settings.validation, settings.data_dir
+                settings.dataset, settings.validation, settings.data_dir, stored
             )
         self.steps_per_epoch = len(self.source) // settings.batch
         if not self.steps_per_epoch:

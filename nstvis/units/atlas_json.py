@@ -11,6 +11,9 @@ but no JSON. There are
     panels.js  [{title, layers: {N: {k, side, pitch, rows, units}}}]
     findings.js  [{title, layers: [N]}]
     TITLE-N.js   of a finding of layer N: [{field: value} of each unit]
+    search.js    {favourites: [label of each unit] of each layer,
+                 images: [[id, label, units that it is among the top of ...]]}; the
+                 units of all layers are numbered in a row
 
 A ranked patch is [score, index of the image, top, left, bottom, right]; null where there
 are too few images. Numbers that are not finite are null, too. Atlases of before 2026-11-26
@@ -144,6 +147,33 @@ def read_layer(folder: pathlib.Path, number: int, version: int) -> dict[str, Any
     if version == 1:
         content["units"] = [*map(_from_version_1, content["units"])]
     return content
+
+
+def write_search(
+    folder: pathlib.Path,
+    layers: Mapping[str, Layer],
+    examples: Mapping[int, tuple[str, int]],
+) -> None:
+    """Writes `search.js`: what units are found by.
+
+    Args:
+        folder: Of the scripts.
+        layers: What was measured, in the atlas's order.
+        examples: Index of an image to its id and label.
+    """
+    units: dict[int, dict[int, None]] = {}
+    first = 0
+    for layer in layers.values():
+        for number, ranked in enumerate(layer.top.image.tolist(), first):
+            for index in ranked:
+                units.setdefault(index, {})[number] = None
+        first += len(layer.mean)
+    units.pop(-1, None)  # where there are too few images
+    content = {
+        "favourites": [layer.favourite().tolist() for layer in layers.values()],
+        "images": [[*examples[index], *units[index]] for index in sorted(units)],
+    }
+    _write(folder / "search.js", "atlas.search", content)
 
 
 def write_panels(folder: pathlib.Path, panels: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 The folder holds scripts with all that is said (`atlas_json`); `N-C.webp`, the patches of
 the C-th sixteen units of layer N (`sprites`); `TITLE-N-C.webp`, what else is shown of
-them, such as their attributions; and `pictures`, the whole images. `index.html` is the
-same in every atlas of a version.
+them, such as their attributions; `pictures`, the whole images; and `page`, the style and
+the scripts of `index.html`. The page is the same in every atlas of a version.
 """
 
 import os
@@ -96,8 +96,8 @@ class Draft:
         atlas_json.write_findings(self.folder, {})
         for title, findings in table.findings.items():
             _add_findings(self.folder, list(table.layers), title, findings)
-        page = pathlib.Path(__file__).with_name("atlas.html").read_text("utf-8")
-        files.write_text(self.folder / "index.html", page)
+        atlas_json.write_search(self.folder, table.layers, table.examples)
+        _write_page(self.folder)
         _replace(self._final, self.folder)
 
     def discard(self) -> None:
@@ -276,6 +276,14 @@ def _write_patches(
         path = draft.sprite(number, grid.chunk(first))
         sprites.write(path, patches[first : first + grid.rows], grid)
     return grid
+
+
+def _write_page(folder: pathlib.Path) -> None:
+    """Writes `index.html`, and what it is made of into `page`."""
+    (folder / "page").mkdir(exist_ok=True)
+    for file in pathlib.Path(__file__).with_name("atlas_page").iterdir():
+        place = folder if file.suffix == ".html" else folder / "page"
+        files.write_text(place / file.name, file.read_text("utf-8"))
 
 
 def _replace(folder: pathlib.Path, new: pathlib.Path) -> None:

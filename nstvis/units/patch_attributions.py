@@ -5,7 +5,8 @@ of the image that holds the field rather than to the whole image.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from nstvis.units.patches import Images, crop, drawn_side, fitted
 from nstvis.units.receptive_fields import Fields
 from nstvis.units.table import Layer, RankedPatches
 
+OUTSIDE = 63  # grey of what is outside of the image or of the field
+
 # From (images, units, positions) to attributions and activations.
 _Attribute = Callable[..., tuple[Array, Array]]
 
@@ -33,6 +36,19 @@ class _Windows(NamedTuple):
     pixels: np.ndarray
     # The units' activations for the windows, `[n]`.
     scores: np.ndarray
+
+
+class _Part(NamedTuple):
+    """What a patch is attributed."""
+
+    unit: int
+    rank: int
+    # Of a window, around 0, `[side, side, 3]`.
+    pixels: np.ndarray
+    # The receptive field in the window, and which of its rows and columns matter.
+    box: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
 
 
 def project(
@@ -61,8 +77,9 @@ def project(
 
     Yields:
         Units `[n]`, ranks `[n]`, and their attributions as `patches.pick` draws patches,
-        uint8 `[n, side, side, 3]`: grey where a pixel does not matter, in full contrast
-        where it is among the one in a hundred that matter most.
+        uint8 `[n, side, side, 3]`: `images.GREY` where a pixel does not matter, in full
+        contrast where it is among the one in a hundred of all the unit's that matter
+        most, `OUTSIDE` where there is none. All patches of a unit together.
     """
     units, ranks = np.nonzero(layer.top.image >= 0)
     small = _side(network, params, layer, fields, pictures.size)
@@ -76,6 +93,7 @@ def project(
         prepare, attribute = _compiled(network, name, images, structure, *shapes)
         return functools.partial(attribute, prepare(params))
 
+    parts: list[_Part] = []
     begun = int(np.searchsorted(units, first)) // max(1, count)
     for start in range(begun * count, len(units), max(1, count)):
         some = slice(start, start + count)
@@ -89,11 +107,14 @@ def project(
         if not _agree(windows.scores, patches.score):
             # A network that is not the same at every place of the image.
             windows = through(pictures.size)
-        drawn = [
-            fitted(_drawn(windows, i, patches.box[i], support), side)
-            for i, support in enumerate(_supports(fields, units[some], patches))
-        ]
-        yield units[some], ranks[some], np.stack(drawn)
+        for i, support in enumerate(_supports(fields, units[some], patches)):
+            place = units[some][i], ranks[some][i]
+            parts.append(_part(*place, windows, i, patches.box[i], support))
+        ended = start + count >= len(units)
+        done = [part for part in parts if ended or part.unit != parts[-1].unit]
+        parts = parts[len(done) :]
+        if done:
+            yield _drawn(done, side)
 
 
 def cost(
@@ -218,19 +239,39 @@ def window(network: Forward, params: Params, field: int, stride: int, size: int)
     return size
 
 
-def _drawn(
+def _part(
+    unit: int,
+    rank: int,
     windows: _Windows,
     index: int,
     box: np.ndarray,
     support: tuple[np.ndarray, np.ndarray],
-) -> np.ndarray:
-    """Crops the patch's attribution, in uint8 around grey."""
+) -> _Part:
     pixels, corner = windows.pixels[index], windows.corners[index]
     height, width = pixels.shape[:2]
     rows = support[0][corner[0] :][:height]
     columns = support[1][corner[1] :][:width]
-    sizes = np.abs(pixels[rows][:, columns])
-    largest = np.quantile(sizes, 0.99) if sizes.size else 0
-    scaled = np.clip(pixels / max(largest, 1e-30), -1, 1)
-    picture = np.rint(images.GREY * (1 + scaled)).astype(np.uint8)
-    return crop(picture, (box - np.tile(corner, 2)).tolist(), rows, columns)
+    return _Part(unit, rank, pixels, box - np.tile(corner, 2), rows, columns)
+
+
+def _drawn(
+    parts: Sequence[_Part], side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Crops the attributions of whole units, in uint8 around grey.
+
+    Returns:
+        Units `[n]`, ranks `[n]`, and `[n, side, side, 3]`.
+    """
+    drawn = []
+    for _, group in itertools.groupby(parts, lambda part: part.unit):
+        unit = list(group)
+        sizes = [np.abs(x.pixels[x.rows][:, x.columns]).ravel() for x in unit]
+        every = np.concatenate(sizes)
+        largest = np.quantile(every, 0.99) if every.size else 0
+        for x in unit:
+            scaled = np.clip(x.pixels / max(largest, 1e-30), -1, 1)
+            picture = np.rint(images.GREY * (1 + scaled)).astype(np.uint8)
+            cell = crop(picture, x.box.tolist(), x.rows, x.columns, OUTSIDE)
+            drawn.append(fitted(cell, side, OUTSIDE))
+    units, ranks = np.array([[x.unit, x.rank] for x in parts]).T
+    return units, ranks, np.stack(drawn)

@@ -71,7 +71,11 @@ class Images:
 
 
 def crop(
-    image: np.ndarray, box: Sequence[int], rows: np.ndarray, columns: np.ndarray
+    image: np.ndarray,
+    box: Sequence[int],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    grey: int = images.GREY,
 ) -> np.ndarray:
     """Crops what a unit sees of an image; grey where the image does not matter.
 
@@ -80,6 +84,7 @@ def crop(
         box: The receptive field, which may hang over the border.
         rows: Which rows matter, bool `[height]`.
         columns: Which columns do.
+        grey: Which grey.
 
     Returns:
         uint8 of the box's size; of what the box and the image share in a direction in
@@ -88,7 +93,7 @@ def crop(
     height, width = image.shape[:2]
     top, bottom = _extent(box[0], box[2], height)
     left, right = _extent(box[1], box[3], width)
-    patch = np.full((bottom - top, right - left, 3), images.GREY, np.uint8)
+    patch = np.full((bottom - top, right - left, 3), grey, np.uint8)
     if rows.any() and columns.any():
         y, x = (np.flatnonzero(seen)[[0, -1]] + [0, 1] for seen in (rows, columns))
         patch[slice(*y - top), slice(*x - left)] = image[slice(*y), slice(*x)]
@@ -102,15 +107,14 @@ def _extent(first: int, end: int, length: int) -> tuple[int, int]:
     return int(first), int(end)
 
 
-def fitted(patch: np.ndarray, side: int) -> np.ndarray:
+def fitted(patch: np.ndarray, side: int, grey: int = images.GREY) -> np.ndarray:
     """Scales a patch to a square of `side` pixels, with grey beside if it is none."""
     if patch.shape[:2] == (side, side):
         return patch
     if not patch.size:  # a unit that sees nothing
-        return np.full((side, side, 3), images.GREY, np.uint8)
-    grey = (images.GREY, images.GREY, images.GREY)
+        return np.full((side, side, 3), grey, np.uint8)
     picture = ImageOps.pad(
-        Image.fromarray(patch), (side, side), Resampling.LANCZOS, color=grey
+        Image.fromarray(patch), (side, side), Resampling.LANCZOS, color=(grey,) * 3
     )
     return np.asarray(picture)
 

@@ -51,6 +51,7 @@ def target(
     deduplicate: bool,
     per_class: int,
     preprocessing: str = "auto",
+    as_stored: bool = False,
     network: tuple[models.Forward, models.Params] | None = None,
 ) -> Target:
     """Loads a network and a data set by name.
@@ -60,13 +61,14 @@ def target(
     Args:
         layers: Names; all if empty, after the ReLU where there is one.
         patches: Peaks of one image that may be among a unit's top.
+        as_stored: As for `data.load`.
         network: What `models.load` would load, if it is there already.
 
     Raises:
         ValueError: No such network, weights, layer, data set or split.
         OSError: A file does not exist, or a download failed.
     """
-    source = data.load(dataset, split, data_dir)
+    source = data.load(dataset, split, data_dir, as_stored)
     forward, params = network or models.load(
         model, weights, preprocessing=preprocessing
     )
@@ -84,6 +86,7 @@ def target(
         deduplicate=deduplicate,
         classes=list(source.classes),
         preprocessing=preprocessing,
+        as_stored=as_stored,
         parts=[part | {"images": len(source), "hash": scan_file.source_hash(source)}],
     )
     return Target(forward, params, [source], about)
@@ -106,7 +109,8 @@ def target_of(about: About) -> Target:
         )
     sources = []
     for part in about.parts:
-        sources.append(data.load(part["dataset"], part["split"], part["data_dir"]))
+        place = part["dataset"], part["split"], part["data_dir"]
+        sources.append(data.load(*place, about.as_stored))
         images = scan_file.source_hash(sources[-1])
         if images != part["hash"]:
             raise ValueError(

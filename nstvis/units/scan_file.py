@@ -47,6 +47,8 @@ class About:
     parts: Sequence[Mapping[str, Any]]
     # As it was asked for; the network's hash tells what it was.
     preprocessing: str = "auto"
+    # As in `data.load`.
+    as_stored: bool = False
 
 
 def network_hash(forward: Forward, params: Params, size: int) -> str:
@@ -104,7 +106,7 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
     text = json.dumps(dataclasses.asdict(about), indent=2)
     if path.exists():
         try:
-            earlier = json.loads(path.read_text())
+            earlier = {"as_stored": False} | json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged: name another --workdir") from error
         for name, value in json.loads(text).items():

@@ -9,7 +9,7 @@ import pathlib
 
 import jax
 
-from nstvis import attribution, devices
+from nstvis import attribution, devices, weights
 from nstvis.runs import config
 from nstvis.runs.config import bounded, chosen
 from nstvis.units import report, scan, scan_file
@@ -103,6 +103,7 @@ def _scan(settings: Settings, workdir: pathlib.Path) -> scan.Target:
         patches=settings.patches_per_image,
         deduplicate=settings.deduplicate,
         per_class=settings.per_class,
+        as_stored=weights.as_stored(settings.weights, settings.photographs),
     )
     _refuse_rule(settings, target)
     scan_file.refuse_changed(workdir / "scan.json", target.about)

@@ -1,4 +1,7 @@
-"""Names of units: LAYER:NUMBER, such as conv2:17, or LAYER:* for all of a layer."""
+"""Names of units: LAYER:NUMBER, such as conv2:17, or LAYER:* for all of a layer.
+
+In a list, a number alone is of the layer before it: conv2:17,18 is conv2:17,conv2:18.
+"""
 
 from collections.abc import Mapping
 
@@ -18,7 +21,7 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def parse_list(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Parses `conv4:7,conv5:*` to each layer's unit numbers, in order.
+    """Parses `conv4:7,9,conv5:*` to each layer's unit numbers, in order.
 
     Args:
         text: Units, separated by commas.
@@ -28,7 +31,10 @@ def parse_list(text: str, counts: Mapping[str, int]) -> dict[str, list[int]]:
         ValueError: There is no such unit, or the text names none.
     """
     units: dict[str, set[int]] = {}
+    layer = ""
     for name in text.replace(" ", "").split(","):
+        if name.isdecimal() and layer:
+            name = f"{layer}:{name}"
         layer, number = parse(name.replace(":*", ":0"))
         check(counts, layer, number)
         numbers = range(counts[layer]) if name.endswith(":*") else [number]
