@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from nstvis import devices
 from nstvis.models import Forward, Params
+from nstvis.runs.progress import track
 from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
 from nstvis.units.receptive_fields import Fields
@@ -25,7 +25,7 @@ def project(
     layer: Layer,
     pictures: Images,
     batch: int,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[np.ndarray]:
     """Computes a layer's units' maps of their top-activating patches' images.
 
     Args:
@@ -37,44 +37,33 @@ def project(
         batch: Images in a batch.
 
     Yields:
-        Each unit, in order, and its maps, uint8 `[k, side, side, 3]`: from 0 at
-        activations up to 0, to 255 at the unit's highest; 0 where there is no image.
+        Each unit's maps, in order, uint8 `[k, side, side, 3]`: from 0 at activations up
+        to 0, to 255 at the unit's highest; 0 where there is no image.
+
+    Raises:
+        Interrupted: By a signal.
     """
+    compute = jax.jit(
+        lambda params, images: forward(params, images.astype(jnp.float32))[name],
+        compiler_options=devices.compile_options(),
+    )
     units, ranks = np.nonzero(layer.top.image >= 0)
-
-    @jax.jit(compiler_options=devices.compile_options())
-    def maps_of(params: Params, images: Array, channels: Array) -> Array:
-        maps = forward(params, images.astype(jnp.float32))[name]
-        chosen = channels[:, None, None, None]
-        return jnp.take_along_axis(maps, chosen, axis=-1)[..., 0]
-
-    maps: dict[tuple[int, int], np.ndarray] = {}
-    done = 0
-    for start in range(0, len(units), batch):
-        # The last batch repeats its last patch: one program takes one shape.
-        some = np.minimum(np.arange(start, start + batch), len(units) - 1)
-        index = layer.top.image[units[some], ranks[some]]
-        found = maps_of(params, np.stack([pictures[i] for i in index]), units[some])
-        maps |= zip(zip(units[some], ranks[some]), np.asarray(found))
-        ended = start + batch >= len(units)
-        whole = len(layer.mean) if ended else units[some[-1]]
-        for unit in range(done, whole):
-            yield unit, _drawn(layer, unit, maps)
-        done = whole
-        maps = {place: x for place, x in maps.items() if place[0] >= done}
-
-
-def _drawn(
-    layer: Layer, unit: int, maps: dict[tuple[int, int], np.ndarray]
-) -> np.ndarray:
-    """Draws the maps of a unit at one scale."""
-    side = len(next(iter(maps.values())))
-    drawn = np.zeros((layer.top.image.shape[1], side, side, 3), np.uint8)
-    highest = max(float(layer.top.score[unit].max()), 1e-30)
-    for rank in np.flatnonzero(layer.top.image[unit] >= 0):
-        share = np.clip(maps[unit, int(rank)] / highest, 0, 1)
-        drawn[rank] = np.rint(255 * share)[..., None]
-    return drawn
+    images = layer.top.image[units, ranks]
+    distinct, maps = np.unique(images), None
+    # Each image once, for all units that it is among the top of.
+    starts = range(0, len(distinct), batch)
+    for start in track(starts, len(starts), f"maps of {name}"):
+        # The last batch repeats its last image: one program takes one shape.
+        some = distinct[np.minimum(np.arange(start, start + batch), len(distinct) - 1)]
+        found = np.asarray(compute(params, np.stack([pictures[i] for i in some])))
+        if maps is None:
+            maps = np.zeros((*layer.top.image.shape, *found.shape[1:3]), np.float32)
+        here = np.flatnonzero((images >= some[0]) & (images <= some[-1]))
+        rows = np.searchsorted(some, images[here])
+        maps[units[here], ranks[here]] = found[rows, :, :, units[here]]
+    for scores, of_unit in zip(layer.top.score, [] if maps is None else maps):
+        share = np.clip(of_unit / max(float(scores.max()), 1e-30), 0, 1)
+        yield np.repeat(np.rint(255 * share).astype(np.uint8)[..., None], 3, -1)
 
 
 def extent(layer: Layer, fields: Fields, side: int) -> Finding:

@@ -118,6 +118,7 @@ def write_layer(
     layer: Layer,
     examples: Mapping[int, tuple[str, int]],
     pictures: Mapping[int, str],
+    more: np.ndarray | Sequence[int] = (),
 ) -> None:
     """Writes `N.js`.
 
@@ -127,8 +128,10 @@ def write_layer(
         layer: What was measured.
         examples: Index of an image to its id and label.
         pictures: Index of an image to the name of its file; some have none.
+        more: Other images that findings refer to.
     """
-    ranked = np.r_[layer.top.image.ravel(), layer.least.image.ravel()]
+    parts = layer.top.image, layer.least.image, np.array(more, int)
+    ranked = np.concatenate([part.ravel() for part in parts])
     images = {
         int(index): [*examples[index], pictures.get(index)]
         for index in np.unique(ranked[ranked >= 0])

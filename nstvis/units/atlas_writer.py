@@ -6,10 +6,11 @@ them, such as their attributions; `pictures`, the whole images; and `page`, the 
 the scripts of `index.html`. The page is the same in every atlas of a version.
 """
 
+import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -82,6 +83,27 @@ class Draft:
         entry = grid.to_json() | {"units": [*range(units)]}
         panels.setdefault(title, {})[str(layer)] = entry
         atlas_json.write_panels(self.folder, panels)
+
+    def write_panel(
+        self, title: str, layer: int, pictures: Iterator[np.ndarray]
+    ) -> None:
+        """Writes and shows a panel of a layer, a file at a time.
+
+        Args:
+            title: Of the panel.
+            layer: The number of the layer.
+            pictures: Of each of its units, in order, uint8 `[k, side, side, 3]`; of none
+                if there is nothing to show.
+        """
+        if (first := next(pictures, None)) is None:
+            return
+        grid = Grid.of(*first.shape[:2])
+        pictures, units = itertools.chain([first], pictures), 0
+        while cells := [*itertools.islice(pictures, grid.rows)]:
+            path = self.sprite(layer, grid.chunk(units), title)
+            sprites.write(path, np.stack(cells), grid)
+            units += len(cells)
+        self.list_panel(title, layer, grid, units)
 
     def publish(self, table: Table, grids: Mapping[str, Grid]) -> None:
         """Writes the rest, and puts the atlas in place of an earlier one.

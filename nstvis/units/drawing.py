@@ -148,7 +148,10 @@ class Drawing:
         shown = set(layer.least.image[first : first + len(ranks)].ravel().tolist())
         for unit, kept in enumerate(ranks, first):
             shown.update(layer.top.image[unit, kept].tolist())
-        indices = sorted(shown - {-1})
+        return self.show(sorted(shown - {-1}))
+
+    def show(self, indices: Sequence[int]) -> dict[int, tuple[str, int]]:
+        """Writes whole images that are not there yet, and returns their examples."""
         for index in indices:
             if index not in self._draft.pictures:
                 self._draft.add_picture(index, _thumbnail(self._pictures[index]))

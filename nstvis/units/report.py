@@ -25,6 +25,7 @@ from nstvis.units import (
 )
 from nstvis.units.atlas_writer import Draft, finished
 from nstvis.units.drawing import Drawing
+from nstvis.units.explanations import Explanations, Findings
 from nstvis.units.kept_images import KeptImages
 from nstvis.units.patches import Images
 from nstvis.units.sprites import Sprites
@@ -36,9 +37,28 @@ RESULTS = ["index.html", "sheets", "units.npz", "scan.npz"]
 _VERSION = 1  # of what is drawn: other drafts are not gone on with
 
 
-def write(
-    workdir: pathlib.Path, target: scan.Target, rule: str, batch: int, seed: int
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a scan is drawn.
+
+    Attributes:
+        rule: For ReLUs, of the attributions; none if empty.
+        explain: Whether units are explained; see `explanations`.
+        concepts: A file of concepts that units are named by.
+        batch: Images that are computed together; fewer where they are large.
+        workers: Processes that prepare images.
+        seed: Of the choice of representative units.
+    """
+
+    rule: str
+    explain: bool
+    concepts: str
+    batch: int
+    workers: int
+    seed: int
+
+
+def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> None:
     """Verifies and draws a scan, and leaves `RESULTS`.
 
     After an interruption, the same call goes on from the last file that was written.
@@ -46,16 +66,15 @@ def write(
     Args:
         workdir: Has `scan.npz`.
         target: What was scanned.
-        rule: For ReLUs, of the attributions; none if empty.
-        batch: Images that are computed together; fewer where they are large.
-        seed: Of the choice of representative units.
+        settings: How it is drawn.
 
     Raises:
         Interrupted: By a signal.
-        ValueError: The patches are not what their images give.
+        ValueError: The patches are not what their images give, or the file of concepts
+            fits none of the images.
         OSError: A file cannot be read or written.
     """
-    key = _key(workdir / "scan.npz", rule, batch, seed)
+    key = _key(workdir / "scan.npz", settings)
     whole = finished(workdir, key, ["sheets"])
     if whole and all((workdir / name).exists() for name in RESULTS):
         return
@@ -70,28 +89,37 @@ def write(
     units = sum(about.layers.values())
     logger.info("drawing %d units from %d images", units, len(indices))
     network, note = (target.forward, target.params), draft.work / "verified"
-    batch = drawing.fitting(*network, about.size, batch)
+    batch = drawing.fitting(*network, about.size, settings.batch)
     verify.verify(*network, about.layers, best, pictures, batch, note)
     drawn = Drawing(draft, target, candidates, pictures)
     layers = drawn.crop()
-    if rule:
-        drawn.attribute(layers, rule, batch)
-    _write_sheets(draft, layers, drawn, rule, seed)
+    if settings.rule:
+        drawn.attribute(layers, settings.rule, batch)
+    _write_sheets(draft, layers, drawn, settings.rule, settings.seed)
+    findings: Findings = {}
+    if settings.explain:
+        asked = batch, settings.workers, settings.concepts, settings.seed
+        explained = Explanations(draft, target, layers, pictures, drawn, *asked)
+        findings = explained.find()
     devices.give_memory_back()
     layers = _with_classes(workdir, target, layers)
     table = _table(target, int(state.images), layers, drawn.examples, pictures)
+    table = dataclasses.replace(table, findings=findings)
     save(workdir / "units.npz", table)
-    for number, layer in enumerate(layers.values()):
-        atlas_json.write_layer(
-            draft.folder, number, layer, table.examples, draft.pictures
-        )
+    samples = findings.get("samples", {})
+    for number, (name, layer) in enumerate(layers.items()):
+        more = samples[name]["image"] if name in samples else ()
+        examples, shown = table.examples, draft.pictures
+        atlas_json.write_layer(draft.folder, number, layer, examples, shown, more)
     draft.publish(table, drawn.grids)
     finished(workdir, key, ["sheets"])
 
 
-def _key(scan: pathlib.Path, *settings: str | int) -> str:
+def _key(scan: pathlib.Path, settings: Settings) -> str:
     """Hashes what a drawing depends on."""
-    digest = hashlib.sha256(repr((_VERSION, *settings)).encode())
+    digest = hashlib.sha256(repr((_VERSION, settings)).encode())
+    if settings.concepts:
+        digest.update(pathlib.Path(settings.concepts).read_bytes())
     digest.update(scan.read_bytes())
     return digest.hexdigest()
 

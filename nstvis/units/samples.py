@@ -9,7 +9,8 @@ from nstvis.units.measurements import RankedPatches
 from nstvis.units.receptive_fields import Fields
 
 # Shares of the images that activate a unit less, or as much.
-QUANTILES = (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1)
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+_UNITS = 256  # that are sorted at once
 
 
 def find(
@@ -18,19 +19,26 @@ def find(
     """Finds, for each unit of a layer, images at the quantiles of its activation.
 
     Args:
-        index: Of the images, ascending, int32 `[images]`.
+        index: Of the images, ascending, int32 `[images]`; at least one.
         score: The units' activations for them, float32 `[images, units]`.
         position: Where these are, row * columns + column, int32 `[images, units]`.
         fields: The layer's receptive fields.
 
     Returns:
-        `[units, quantiles]`, from the highest to the lowest; of images with equal
-        activations, the first ones.
+        `[units, quantiles]`, the lowest first. Of images with equal activations, the
+        order is that of the data set, backwards, as the highest activation comes last.
     """
     places = np.floor(np.array(QUANTILES) * (len(index) - 1)).astype(int)
-    # The order of maxima: higher activation first, then lower image.
-    order = np.argsort(-score, axis=0, kind="stable")
-    rows = order[len(index) - 1 - places].T
+    rows = np.concatenate(
+        [
+            np.argsort(score[::-1, first : first + _UNITS], axis=0, kind="stable")[
+                places
+            ]
+            for first in range(0, score.shape[1], _UNITS)
+        ],
+        axis=1,
+    ).T
+    rows = len(index) - 1 - rows
     units = np.broadcast_to(np.arange(score.shape[1])[:, None], rows.shape)
     found = np.stack(np.divmod(position[rows, units], fields.columns), -1)
     return RankedPatches(

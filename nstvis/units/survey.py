@@ -1,7 +1,7 @@
 """A survey of units: from a data set to an atlas of the patches that activate them most.
 
-The steps: scan (or merge scans), verify, crop and deduplicate, attribute, and write the
-table, the contact sheets and the atlas.
+The steps: scan (or merge scans), verify, crop and deduplicate, attribute, explain, and
+write the table, the contact sheets and the atlas.
 """
 
 import dataclasses
@@ -36,6 +36,10 @@ class Settings(
     deduplicate: bool = True
     # Attributions beside the patches: deconvnet, guided or gradient; none if empty.
     attribution: str = chosen("deconvnet", "guided", "gradient", "")
+    # Names, connections, similar units, images over each unit's whole range, and maps.
+    explain: bool = True
+    # CSV file of image ids and tags to name units by; all that is known if empty.
+    concepts: str = ""
     # Most activating images of each class to keep in units.npz.
     per_class: int = bounded(1, least=1, most=1000)
     # Workdirs of finished scans to merge instead of scanning, such as runs/a,runs/b.
@@ -71,9 +75,15 @@ def survey(settings: Settings, workdir: pathlib.Path) -> list[str]:
     target = (_merge if merging else _scan)(settings, workdir)
     if devices.is_lead():
         devices.give_memory_back()  # what the scan left
-        report.write(
-            workdir, target, settings.attribution, settings.batch, settings.seed
+        drawn = report.Settings(
+            rule=settings.attribution,
+            explain=settings.explain,
+            concepts=settings.concepts,
+            batch=settings.batch,
+            workers=settings.workers,
+            seed=settings.seed,
         )
+        report.write(workdir, target, drawn)
     return report.RESULTS
 
 

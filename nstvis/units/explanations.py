@@ -1,0 +1,190 @@
+"""What explains units besides their patches, in a draft of an atlas.
+
+Their names, their inputs and outputs, the units most like them, images over their whole
+range, and their activation maps: each a module of its own. Here they are computed one
+after another and kept in the draft, so that an interruption loses one of them at most.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from nstvis.runs import files
+from nstvis.runs.progress import track
+from nstvis.units import (
+    activation_maps,
+    concepts,
+    connections,
+    names,
+    neighbours,
+    patches,
+    responses,
+    samples,
+    scan,
+)
+from nstvis.units.atlas_writer import Draft
+from nstvis.units.drawing import Drawing
+from nstvis.units.measurements import Finding, Layer
+from nstvis.units.patches import Images
+from nstvis.units.responses import Responses
+
+SAMPLE = 5000  # images for which all activations are known
+
+# Title to layer to what is said of its units.
+Findings = dict[str, Mapping[str, Finding]]
+
+
+@dataclasses.dataclass
+class Explanations:
+    """Explains the units of a draft.
+
+    Attributes:
+        draft: Gets the panels.
+        target: What was scanned.
+        layers: With the patches that units are shown with in `top`.
+        pictures: Where the images are.
+        drawn: Shows whole images.
+        batch: Images that are computed together.
+        workers: Processes that prepare images.
+        concepts: A file of concepts to name units by; all that is known if empty.
+        seed: Of the images that names are tested on.
+    """
+
+    draft: Draft
+    target: scan.Target
+    layers: Mapping[str, Layer]
+    pictures: Images
+    drawn: Drawing
+    batch: int
+    workers: int
+    concepts: str
+    seed: int
+
+    def find(self) -> Findings:
+        """Computes all, or what an earlier process has not kept.
+
+        Raises:
+            Interrupted: By a signal; another call goes on.
+            ValueError: The file of concepts fits none of the images.
+        """
+        found: Findings = {}
+        for part in (
+            self._neighbours,
+            self._connections,
+            self._names,
+            self._samples,
+            self._maps,
+        ):
+            found |= self._kept(part)
+        self.drawn.show(_images(found["samples"]))  # also after a kill
+        return found
+
+    def _kept(self, part: Callable[[], Findings]) -> Findings:
+        """Returns what a part finds, or has found for an earlier process."""
+        path = self.draft.work / f"{part.__name__.strip('_')}.npz"
+        if not path.exists():
+            _save(path, part())
+        return _load(path)
+
+    @functools.cached_property
+    def _responses(self) -> Responses:
+        return responses.measure(
+            self.target, SAMPLE, self.batch, self.workers, self.draft.work
+        )
+
+    def _neighbours(self) -> Findings:
+        return {"neighbours": neighbours.find(self.layers)}
+
+    def _connections(self) -> Findings:
+        inputs, outputs, kernels = connections.find(
+            self.target, self.layers, self.pictures, self.batch
+        )
+        for number, name in enumerate(self.layers):
+            if name in kernels:
+                self.draft.write_panel("kernels", number, iter(kernels[name].values()))
+        return {"inputs": inputs, "outputs": outputs}
+
+    def _names(self) -> Findings:
+        known = concepts.known(
+            self._responses,
+            self.target.sources,
+            self.target.about.size,
+            self.concepts,
+        )
+        return {"name": names.find(self._responses, known, self.seed)}
+
+    def _samples(self) -> Findings:
+        found = {}
+        for number, (name, layer) in enumerate(self.layers.items()):
+            fields = self.target.fields[name]
+            sample = samples.find(
+                self._responses.index,
+                self._responses.score[name],
+                self._responses.position[name],
+                fields,
+            )
+            shown = dataclasses.replace(layer, top=sample)
+            count = len(samples.QUANTILES)
+            units = patches.pick(shown, fields, self.pictures, count, False)
+            cells = (cells for _, cells in units)
+            cells = track(cells, len(layer.mean), f"samples of {name}")
+            self.draft.write_panel("samples", number, cells)
+            found[name] = {
+                "quantile": np.tile(samples.QUANTILES, (len(layer.mean), 1)),
+                "score": sample.score,
+                "image": sample.image,
+                "box": sample.box,
+            }
+        return {"samples": found}
+
+    def _maps(self) -> Findings:
+        found = {}
+        for number, (name, layer) in enumerate(self.layers.items()):
+            fields = self.target.fields[name]
+            if not fields.stride:
+                continue
+            drawn = activation_maps.project(
+                self.target.forward,
+                self.target.params,
+                name,
+                layer,
+                self.pictures,
+                self.batch,
+            )
+            self.draft.write_panel("maps", number, drawn)
+            found[name] = activation_maps.extent(layer, fields, fields.columns)
+        return {"maps": found}
+
+
+def _images(samples: Mapping[str, Finding]) -> list[int]:
+    """Returns the images of samples."""
+    every = np.concatenate([finding["image"].ravel() for finding in samples.values()])
+    return np.unique(every).tolist()
+
+
+def _save(path: pathlib.Path, findings: Findings) -> None:
+    """Writes findings, whole or not at all."""
+    arrays = {
+        f"{title}/{field}/{name}": array
+        for title, layers in findings.items()
+        for name, finding in layers.items()
+        for field, array in finding.items()
+    }
+    titles = np.array([*findings])
+    with files.replacing(path) as file:
+        np.savez(file, allow_pickle=False, titles=titles, **arrays)
+
+
+def _load(path: pathlib.Path) -> Findings:
+    with np.load(path) as file:
+        arrays = dict(file)
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {
+        title: {} for title in arrays.pop("titles").tolist()
+    }
+    for key, array in arrays.items():
+        title, field, name = key.split("/", 2)
+        found[title].setdefault(name, {})[field] = array
+    return dict(found)
