@@ -118,12 +118,17 @@ def scanned(tmp_path_factory):
     return folder, target
 
 
-def draw(scanned, workdir):
+SETTINGS = report.Settings(
+    rule="deconvnet", explain=False, concepts="", batch=16, workers=0, seed=0
+)
+
+
+def draw(scanned, workdir, settings=SETTINGS):
     folder, target = scanned
     target.sources[0].reads.clear()
     if not (workdir / "scan.npz").exists():
         shutil.copy(folder / "scan.npz", workdir)
-    report.write(workdir, target, "deconvnet", 16, 0)
+    report.write(workdir, target, settings)
     return target.sources[0].reads
 
 

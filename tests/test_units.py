@@ -102,6 +102,7 @@ def settings(fork, dataset, **others):
             "batch": BATCH,
             "checkpoint_every": 0.0,
             "attribution": "",
+            "explain": False,
         }
         | others
     )

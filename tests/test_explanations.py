@@ -1,0 +1,100 @@
+"""A survey's explanations are in the atlas and its table, and each is found once."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import test_drawing
+from test_drawing import IMAGES, LAYERS, contents, draw
+
+from nstvis.units import samples, table
+from nstvis.units.atlas import Atlas
+from nstvis.units.explanations import Explanations
+
+scanned = test_drawing.scanned
+SETTINGS = dataclasses.replace(test_drawing.SETTINGS, rule="", explain=True)
+TITLES = {"name", "inputs", "outputs", "neighbours", "samples", "maps"}
+PARTS = ("_neighbours", "_connections", "_names", "_samples", "_maps")
+
+
+@pytest.fixture(scope="module")
+def whole(scanned, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    draw(scanned, workdir, SETTINGS)
+    return workdir
+
+
+def test_every_unit_is_explained(scanned, whole):
+    atlas, found = Atlas(whole), table.load(whole / "units.npz")
+    assert {*found.findings} == TITLES
+    for layer, count in LAYERS.items():
+        dense = layer == "dense"
+        expected = TITLES - ({"outputs", "maps"} if dense else {"inputs"})
+        assert {t for t, x in found.findings.items() if layer in x} == expected
+        for number in range(count):
+            unit = atlas.unit(layer, number)
+            assert {*unit.findings} == expected
+            for title, finding in unit.findings.items():
+                arrays = found.findings[title][layer]
+                assert {*finding} == {*arrays}
+                assert all(len(array) == count for array in arrays.values())
+            panels = unit.panels()
+            assert {"samples"} <= {*panels} <= {"samples", "kernels", "maps"}
+            assert ("maps" in panels) == (not dense)
+            assert len(panels["samples"]) == len(samples.QUANTILES)
+    # What samples are of can be opened, too.
+    ids = {f"noise/{i}" for i in found.findings["samples"]["conv"]["image"].ravel()}
+    listed = (whole / "atlas/0.js").read_text()
+    assert all(f'["{id}"' in listed for id in ids)
+
+
+def test_samples_are_patches_of_the_images_that_they_are_of(scanned, whole):
+    pixels, finding = (
+        scanned[1].sources[0].images,
+        Atlas(whole).unit("conv", 7).findings,
+    )
+    top, left = finding["samples"]["box"][3][:2]
+    shown = np.asarray(Atlas(whole).unit("conv", 7).panels()["samples"][3])
+    image = pixels[finding["samples"]["image"][3]]
+    np.testing.assert_array_equal(shown, image[top : top + 5, left : left + 5])
+
+
+def test_interrupted_after_any_part_it_ends_the_same(
+    scanned, whole, tmp_path, monkeypatch
+):
+    calls = []
+
+    def interrupting(part):
+        find = getattr(Explanations, part)
+
+        def called(self):
+            calls.append(part)
+            found = find(self)
+            if calls.count(part) == 1:
+                raise KeyboardInterrupt
+            return found
+
+        called.__name__ = part
+        return called
+
+    for part in PARTS:
+        monkeypatch.setattr(Explanations, part, interrupting(part))
+    for _ in PARTS:
+        with pytest.raises(KeyboardInterrupt):
+            draw(scanned, tmp_path, SETTINGS)
+    draw(scanned, tmp_path, SETTINGS)
+    assert calls == [*itertools.chain.from_iterable((x, x) for x in PARTS)]
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_units_are_named_by_tags_of_one_s_own(scanned, tmp_path):
+    target = scanned[1]
+    pixels = target.sources[0].images.astype(np.float32)
+    score = np.asarray(target.forward(target.params, pixels)["conv"]).max((1, 2))[:, 3]
+    high = np.argsort(-score)[:90]
+    rows = [f"noise/{i},{'mine' if i in high else 'other'}" for i in range(IMAGES)]
+    tags = tmp_path / "tags.csv"
+    tags.write_text("\n".join(["id,tags", *rows]))
+    draw(scanned, tmp_path, dataclasses.replace(SETTINGS, concepts=str(tags)))
+    assert Atlas(tmp_path).unit("conv", 3).findings["name"]["concept"] == "mine"
