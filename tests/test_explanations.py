@@ -60,6 +60,26 @@ def test_samples_are_patches_of_the_images_that_they_are_of(scanned, whole):
     np.testing.assert_array_equal(shown, image[top : top + 5, left : left + 5])
 
 
+def test_the_reader_links_units(whole):
+    read = Atlas(whole)
+    unit = read.unit("dense", 5)
+    assert 5 < len(unit.inputs) <= 10
+    for slot, link in enumerate(unit.inputs):
+        assert (link.layer, link.value > 0) == ("conv", slot < 5)
+        assert link.ablation is not None
+        back = [x for x in read.unit(*link[:2]).outputs if x.number == 5]
+        assert [(x.layer, x.value, x.ablation) for x in back] in (
+            [("dense", link.value, None)],
+            [],  # of its ten strongest alone
+        )
+    for link in unit.neighbours:
+        assert -1 <= link.value <= 1 and read.unit(*link[:2]) != unit
+    assert unit.name is None or unit.name == unit.findings["name"]["concept"]
+    scores = [sample.score for sample in unit.samples]
+    assert scores == sorted(scores) and len(scores) == len(samples.QUANTILES)
+    assert all(sample.picture.exists() for sample in unit.samples)
+
+
 def test_interrupted_after_any_part_it_ends_the_same(
     scanned, whole, tmp_path, monkeypatch
 ):

@@ -3,6 +3,7 @@
     unit = Atlas("runs/units").unit("conv4", 17)
     unit.patches()[0].show()
     print(unit.favourite, unit.statistics, [patch.image for patch in unit.top])
+    print(unit.name, unit.inputs[0], unit.neighbours[0])
 
 `write`, `add` and `add_findings` make them; `atlas_writer` says which files there are.
 """
@@ -22,7 +23,16 @@ from nstvis.units.atlas_writer import Panel, add, add_findings, write
 from nstvis.units.sprites import Grid
 from nstvis.units.statistics import Statistic
 
-__all__ = ["Atlas", "Panel", "RankedPatch", "Unit", "add", "add_findings", "write"]
+__all__ = [
+    "Atlas",
+    "Link",
+    "Panel",
+    "RankedPatch",
+    "Unit",
+    "add",
+    "add_findings",
+    "write",
+]
 
 
 class RankedPatch(NamedTuple):
@@ -38,6 +48,20 @@ class RankedPatch(NamedTuple):
     box: tuple[int, int, int, int]
     # The file of the whole image.
     picture: pathlib.Path | None
+
+
+class Link(NamedTuple):
+    """Another unit that a unit is connected with, or like.
+
+    Its layer may be none of the atlas's.
+    """
+
+    layer: str
+    number: int
+    # What it contributes to the sum before the nonlinearity, or how similar it is.
+    value: float
+    # The share of the unit's activation that is lost without it; None if it is no input.
+    ablation: float | None = None
 
 
 class _Pictures(NamedTuple):
@@ -74,8 +98,39 @@ class Unit:
     # What else is said of it, such as its name and its inputs, by title and field; None
     # for numbers that there are not.
     findings: dict[str, dict[str, Any]]
+    # Images at the quantiles `samples.QUANTILES` of its activation, the lowest first; none
+    # where units were not explained.
+    samples: list[RankedPatch]
     _patches: _Pictures
     _panels: dict[str, _Pictures]
+
+    @property
+    def name(self) -> str | None:
+        """What tells its images from others, if anything does: a tested guess."""
+        name = self.findings.get("name", {})
+        return name["concept"] if name.get("tested") else None
+
+    @property
+    def inputs(self) -> list[Link]:
+        """The strongest excitatory inputs, then the inhibitory ones."""
+        return self._links("inputs", "contribution")
+
+    @property
+    def outputs(self) -> list[Link]:
+        """Units of which it is among the strongest inputs."""
+        return self._links("outputs", "contribution")
+
+    @property
+    def neighbours(self) -> list[Link]:
+        """The most similar units of its layer, then those of others."""
+        return self._links("neighbours", "similarity")
+
+    def _links(self, title: str, field: str) -> list[Link]:
+        if not (finding := self.findings.get(title)):
+            return []
+        units = finding["layer"], finding["unit"], finding[field]
+        ablation = finding.get("ablation", [None] * len(finding["unit"]))
+        return [Link(*link) for link in zip(*units, ablation) if link[1] >= 0]
 
     @property
     def mean(self) -> float:
@@ -170,13 +225,26 @@ class Atlas:
             number=number,
             _patches=self._pictures(str(place), number, self._grids[layer]),
             _panels=self._panels(str(place), number),
-            findings={
-                title: self._finding(title, place)[number]
-                for title, places in atlas_json.read_findings(self._folder).items()
-                if place in places
-            },
+            findings=(findings := self._findings(place, number)),
+            samples=self._samples(images, findings.get("samples")),
             **known | parts,
         )
+
+    def _findings(self, place: int, unit: int) -> dict[str, dict[str, Any]]:
+        """Returns what is said of a unit of a layer, by title."""
+        return {
+            title: self._finding(title, place)[unit]
+            for title, places in atlas_json.read_findings(self._folder).items()
+            if place in places
+        }
+
+    def _samples(
+        self, images: Mapping[str, Any], finding: Mapping[str, Any] | None
+    ) -> list[RankedPatch]:
+        if not finding:
+            return []
+        parts = finding["score"], finding["image"], finding["box"]
+        return [self._ranked_patch(images, (*x, *box)) for *x, box in zip(*parts)]
 
     def _panels(self, place: str, unit: int) -> dict[str, _Pictures]:
         """Returns where the panels are that show a unit of a layer, by title."""
