@@ -354,7 +354,7 @@ class Scan:
             compiler_options=devices.compile_options(),
         )
         replicated = NamedSharding(self.mesh, everywhere)
-        return jax.jit(prepare, out_shardings=replicated), step_of_all
+        return lambda x: jax.device_put(prepare(x), replicated), step_of_all
 
     def start(
         self, units: int, *, pool: int, k: int, classes: int, per_class: int
