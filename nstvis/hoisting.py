@@ -26,7 +26,8 @@ def hoisted(
         images: Images, or their shape. The second part takes no others.
 
     Returns:
-        `prepare`, which takes parameters, and `rest`, which takes what that returns, and
+        `prepare`, which takes parameters, and copies none of them unless it is compiled
+        itself, and `rest`, which takes what that returns, and
         images, and is differentiable by the images.
     """
     names: list[str] = []
@@ -52,11 +53,16 @@ def hoisted(
     cut = list(
         dict.fromkeys(x for x in used if not isinstance(x, Literal) and x in known)
     )
-    before = part(jaxpr, early, [*jaxpr.constvars, *of_params], cut)
+    inputs = [*jaxpr.constvars, *of_params]
+    computed = [x for x in cut if x not in inputs]
+    before = jax.jit(part(jaxpr, early, inputs, computed))
     after = part(jaxpr, late, [*cut, of_images], jaxpr.outvars)
 
     def prepare(params: Params) -> list[Array]:
-        return before(*program.consts, *jax.tree.leaves(params))
+        given = [*program.consts, *jax.tree.leaves(params)]
+        made = zip([*inputs, *computed], [*given, *before(*given)], strict=True)
+        values = dict(made)
+        return [values[x] for x in cut]
 
     def rest(prepared: Any, images: Array) -> dict[str, Array]:
         return dict(zip(names, after(*prepared, images), strict=True))

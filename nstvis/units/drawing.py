@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from nstvis import attribution, images
+from nstvis import attribution, devices, images
 from nstvis.models import Forward, Params
 from nstvis.runs import files
 from nstvis.runs.progress import Progress, track
@@ -30,11 +30,16 @@ from nstvis.units.table import Layer
 logger = logging.getLogger(__name__)
 
 SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
-_ACTIVATIONS = 256_000_000  # bytes, about, of those that are computed together
+_ACTIVATIONS = 128_000_000  # bytes, about, of those that are computed together
 
 
 def fitting(forward: Forward, params: Params, size: int, batch: int) -> int:
-    """Returns for how many images, at most `batch`, activations take 256 MB."""
+    """Returns how many images, at most `batch`, are computed together.
+
+    On a CPU, where larger batches are no faster, so many that activations take 128 MB.
+    """
+    if jax.default_backend() != "cpu":
+        return batch
     image = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
     activations = jax.eval_shape(forward, params, image).values()
     of_one = sum(4 * math.prod(x.shape) for x in activations)
@@ -180,6 +185,7 @@ class Drawing:
         logger.info("attributing %d patches (%s)", len(costs) - done, rule)
         with Progress(costs, done, counted=False) as progress:
             for number, (name, layer) in enumerate(layers.items()):
+                devices.give_memory_back()  # what the layer before left
                 for count in self._attribute(network, number, name, layer, rule, batch):
                     done += count
                     progress.show(done, f"attribution ({rule})")

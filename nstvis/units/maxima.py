@@ -293,7 +293,8 @@ class Scan:
     ):
         self.mesh = mesh
         self._forward, self._layers, self._patches = forward, layers, patches
-        self._programs: dict[tuple[int, ...], tuple[Callable, Callable]] = {}
+        self._programs: dict[tuple[int, ...], tuple[Callable, jax.stages.Wrapped]] = {}
+        self._steps: dict[tuple, jax.stages.Compiled] = {}
         self._prepared: tuple[Params, tuple[int, ...], Any] | None = None
         self._classes = ClassMaxima(0, 0, 1)
         self._divided = NamedSharding(mesh, PartitionSpec("data"))
@@ -306,18 +307,22 @@ class Scan:
         """
         shape = batch["image"].shape
         if shape not in self._programs:
-            self._programs[shape] = self._compiled(params, shape)
-        prepare, taken = self._programs[shape]
+            self._programs[shape] = self._traced(params, shape)
+        prepare, traced = self._programs[shape]
         kept = self._prepared
         if not kept or kept[0] is not params or kept[1] != shape:
             self._prepared = kept = params, shape, prepare(params)
-        state, found = taken(state, kept[2], batch)
+        shapes = shape, *(part.shape for part in kept[2])
+        if shapes not in self._steps:
+            self._steps[shapes] = traced.lower(state, kept[2], batch).compile()
+            devices.give_memory_back()  # what the compiler left
+        state, found = self._steps[shapes](state, kept[2], batch)
         self._classes.add(found)
         return state
 
-    def _compiled(
+    def _traced(
         self, params: Params, shape: tuple[int, ...]
-    ) -> tuple[Callable, Callable]:
+    ) -> tuple[Callable, jax.stages.Wrapped]:
         """Returns what prepares the network for batches of a shape, and their step."""
         local = shape[0] // self.mesh.size, *shape[1:]
         images = jax.ShapeDtypeStruct(_seen(local), jnp.float32)
@@ -342,12 +347,14 @@ class Scan:
             out_specs=per_device,
             check_vma=False,
         )
-        replicated = NamedSharding(self.mesh, everywhere)
-        options = devices.compile_options()
-        return (
-            jax.jit(prepare, out_shardings=replicated),
-            jax.jit(mapped, donate_argnums=0, compiler_options=options),
+        step_of_all = jax.jit(
+            mapped,
+            donate_argnums=0,
+            out_shardings=self._divided,
+            compiler_options=devices.compile_options(),
         )
+        replicated = NamedSharding(self.mesh, everywhere)
+        return lambda x: jax.device_put(prepare(x), replicated), step_of_all
 
     def start(
         self, units: int, *, pool: int, k: int, classes: int, per_class: int

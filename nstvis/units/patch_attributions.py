@@ -216,7 +216,7 @@ def _compiled(
         return attribution.attribute(seen, prepared, layer, images, units, positions)
 
     options = devices.compile_options()
-    return jax.jit(prepare), jax.jit(attribute, compiler_options=options)
+    return prepare, jax.jit(attribute, compiler_options=options)
 
 
 def window(network: Forward, params: Params, field: int, stride: int, size: int) -> int:
