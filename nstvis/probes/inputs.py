@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ImageOps
 from PIL.Image import Resampling
 
-from nstvis import assets, class_names, crops, data, images, models
+from nstvis import assets, class_names, crops, data, images, models, weights
 from nstvis.class_names import short
 from nstvis.runs import config as configs
 from nstvis.runs.config import Batches, Dataset, Network, bounded
