@@ -1,6 +1,7 @@
 """Names are what units were made of, and what is said of them is SciPy's."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from nstvis.units import formulas, names
+from nstvis.units import description, formulas, names
 from nstvis.units.concepts import Concepts
 from nstvis.units.responses import Responses
 
@@ -146,3 +147,23 @@ def test_the_constant_is_the_best_for_all_units():
         expected = u.statistic / (held.sum() * (~held).sum())
         assert found["constant_auroc"][unit] == pytest.approx(expected, abs=1e-6)
     assert found["concept"][0] == "a"
+
+
+def described(**findings):
+    unit = types.SimpleNamespace(findings=findings)
+    return [*description._class(unit), *description._name(unit)]  # type: ignore
+
+
+def test_a_name_is_described_with_its_test():
+    name = {"concept": "a", "auroc": 0.912, "q": 1e-9, "tested": True}
+    name |= {"constant": "b", "constant_auroc": 0.6}
+    logit, line = described(name=name, **{"class": {"name": "goldfish"}})
+    assert logit == "It is the logit of the class goldfish."
+    assert "name is: a." in line
+    assert "in 91.2% of the cases (AUROC, q = 1e-09)" in line
+    assert line.endswith(
+        "For b, the best name for all units of the layer, it is 60.0%."
+    )
+    (line,) = described(name=name | {"tested": False, "constant_auroc": None})
+    assert "no name" in line
+    assert described() == []

@@ -16,9 +16,9 @@ TERMS, BEAM = 3, 10
 LEAST = 5
 # What a further concept must add to the AUROC.
 GAIN = 0.005
-# What a formula of more than half of the images must be better by than any other. It says
-# what does not activate a unit; INVERT leaves it out.
-GENERAL = 0.1
+# What a formula loses of its AUROC by the share of the images, beyond half of them, that
+# it holds for: such a formula says what does not activate a unit. INVERT has none.
+GENERAL = 0.4
 # The share of units for which chance may extend a formula, by the bound of the normal
 # distribution's tail over all extensions that are compared.
 CHANCE = 0.05
@@ -219,7 +219,7 @@ def _extended(
     )
     fit = np.minimum(counts, images - counts) >= LEAST
     score = auroc(sums, np.where(fit, counts, 1), images)
-    score = score - GENERAL * (counts > images / 2)
+    score = score - GENERAL * np.maximum(counts / images - 0.5, 0)
     return score, np.where(fit & np.isfinite(deviations), deviations, -np.inf)
 
 
