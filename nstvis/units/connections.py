@@ -94,13 +94,18 @@ def find(
 def summary(inputs: Mapping[str, Finding]) -> str:
     """Says in a sentence what the strongest inputs are worth, and random ones."""
     strongest, random = (
-        100 * np.nanmedian(np.concatenate([x[part] for x in inputs.values()]))
+        100 * _median(np.concatenate([x[part] for x in inputs.values()]))
         for part in ("strongest", "random")
     )
     return (
         f"without its {COUNT} strongest excitatory inputs a unit loses {strongest:.3g} %"
         f" of its activation, without {COUNT} random ones {random:.3g} % (medians)"
     )
+
+
+def _median(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +148,7 @@ def _choose(
     for name, parts in contributions.parts(
         network, layers, pictures, 0, "finding inputs"
     ):
-        ones = np.ones(len(parts.units))
+        ones = np.ones(len(parts.units), np.float32)
         rows = np.column_stack([parts.contributions, parts.bias, parts.total, ones])
         np.add.at(sums[name], parts.units, rows)
     return {name: _chosen(network.sums[name], x) for name, x in sums.items()}
