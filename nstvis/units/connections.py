@@ -11,6 +11,11 @@ much less active is it without that input? As a random control, the five stronge
 excitatory inputs are compared with five of all. Without an input means that its part of
 the sum is left out; in a chain that is the same as if the network's channel were 0. In a
 sum of chains, the other ways from there to the unit remain.
+
+Of all units of the shipped `alexnet_small`, on 5,000 images of Tiny ImageNet, the median
+one loses 30 % of its activation without the five, and 1.2 % without five random ones; of
+`vgg_small` 47 % and 3.2 %. So the choice holds for other patches. It does not tell what has
+been learned: with random weights it is 80 % and 1.5 %, or 83 % and 4.1 %.
 """
 
 import dataclasses
