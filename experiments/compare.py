@@ -4,11 +4,12 @@ r"""Matches the units of two networks: of two epochs, seeds or architectures.
 
 Both are workdirs of a finished `--experiment=units` of the same images. For each unit of
 the first network, the unit of the other that is most like it is found: in the layer of
-the same name, or in all layers if the other has not all of these. How similar two units
-are says `nstvis.units.profiles`: they are active for the same classes (the correlation of
-their mean activations) and have the same top images. Leaves `compare.csv`, a line for
-each unit, and `compare.png`, pairs of units with their patches, from each layer's most to
-its least similar.
+the same name, or in all layers if the other has not all of these. `nstvis.units.profiles`
+says how similar two units are: by the correlation of their activations for the images in
+both workdirs' `responses`, or, where these are missing, by the correlation of their mean
+activations for each class and by their top images. Leaves `compare.csv`, a line for each
+unit, and `compare.png`, pairs of units with their patches, from each layer's most to its
+least similar.
 
 It takes 10 s on two cores of an AMD EPYC (Zen 4). Of the shipped `alexnet_small` and
 the same network nine epochs of training earlier, on 5,000 images of Tiny ImageNet, 99 % of
@@ -25,9 +26,10 @@ import numpy as np
 from nstvis import devices, images
 from nstvis.runs.config import bounded
 from nstvis.runs.files import write_csv
-from nstvis.units import contact_sheets, matching, profiles, table
+from nstvis.units import contact_sheets, matching, profiles, responses, table
 from nstvis.units.atlas import Atlas
 from nstvis.units.measurements import Finding
+from nstvis.units.profiles import Profiles
 from nstvis.units.table import Table
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         table.load(pathlib.Path(x) / "units.npz") for x in (config.a, config.b)
     )
     _refuse_other_images(one, other)
-    found = matching.match(*(profiles.of_layers(x.layers) for x in (one, other)))
+    found = matching.match(*_profiles(config, one, other))
     rows = [
         [name, unit, *(round(x, 4) if isinstance(x, float) else x for x in row)]
         for name, finding in found.items()
@@ -90,6 +92,19 @@ def _refuse_other_images(one: Table, other: Table) -> None:
     known = one.examples.keys() & other.examples.keys()
     if any(one.examples[i][0] != other.examples[i][0] for i in known):
         raise ValueError("the two scans are of different images")
+
+
+def _profiles(config: Config, one: Table, other: Table) -> list[Profiles]:
+    """Returns the profiles of both, of responses if both have these."""
+    try:
+        both = [responses.load(pathlib.Path(x)) for x in (config.a, config.b)]
+    except FileNotFoundError:
+        logger.info("compared by class means and top images")
+        return [profiles.of_layers(x.layers) for x in (one, other)]
+    if not np.array_equal(both[0].index, both[1].index):
+        raise ValueError("the two workdirs have responses to different images")
+    logger.info("compared by responses to %d images", len(both[0].index))
+    return [profiles.of_responses(x.score) for x in both]
 
 
 def _summary(finding: Finding) -> str:

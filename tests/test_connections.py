@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nstvis import images, layers, models
-from nstvis.units import connections, kernels
+from nstvis.units import affine, connections, kernels
 from nstvis.units.affine import Program
 from nstvis.units.measurements import Layer, RankedPatches
 from nstvis.units.scan import Target
@@ -353,15 +353,21 @@ def test_branches_that_are_concatenated_are_inputs_side_by_side():
     assert inputs_of(forward, "z", ["x", "y", "z"]) == ["x", "y"]
 
 
+def test_branches_without_names_are_numbered():
+    def forward(params, images):
+        x = jax.nn.relu(images - 1)
+        parts = [
+            jax.nn.relu(x @ jnp.full((3, n), 0.1)) @ jnp.ones((n, 2)) for n in (4, 5)
+        ]
+        return {"x": x, "y": parts[0] - parts[1] + x[..., :2]}
+
+    one = program(forward).sum("y", ["x", "y"])
+    shapes = {x.layer: x.shape[-1] for x in one.inputs}
+    assert shapes == {"inside y 1": 4, "inside y 2": 5, "x": 3} and not one.relu
+
+
 def softmax(x):
     return {"x": x, "y": jax.nn.softmax(x @ jnp.ones((3, 3)))}
-
-
-def gated(x):
-    return {
-        "x": x,
-        "y": jax.nn.relu((x * x.mean((1, 2), keepdims=True)) @ jnp.ones((3, 3))),
-    }
 
 
 def unnamed(x):
@@ -401,6 +407,21 @@ def test_a_layer_that_is_refused_has_no_finding_and_the_log_says_why(caplog):
     assert set(inputs) == {"two"} and set(outputs) == {"one"}
     assert set(panel) == {"one", "two"}
     assert "no connections: three is neither" in caplog.text
+
+
+def test_what_is_no_sum_after_all_is_found_out(monkeypatch, caplog):
+    def forward(params, images):
+        x = jax.nn.relu(images.mean((1, 2)) / 100)
+        return {"one": x, "two": jnp.exp(x) @ params["w"]}
+
+    params = {"w": drawn(0, 1, 3, 4)["w"][0, 0]}
+    records, _, (inputs, _, _) = found(forward, params, k=2)
+    top = records["two"].top.score[:, 0]
+    np.testing.assert_allclose(inputs["two"]["total"], top, rtol=1e-5)
+    assert not inputs["two"]["bias"].any() and "miss" not in caplog.text
+    monkeypatch.setattr(affine, "_LINEAR", {*affine._LINEAR, "exp"})
+    assert found(forward, params, k=2)[2][:2] == ({}, {})
+    assert "two has no connections: contributions miss" in caplog.text
 
 
 @pytest.mark.slow

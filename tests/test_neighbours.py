@@ -13,7 +13,7 @@ from experiments import compare
 from nstvis import images
 from nstvis.runs import config as configs
 from nstvis.runs import files
-from nstvis.units import atlas, matching, neighbours, profiles, table
+from nstvis.units import atlas, matching, neighbours, profiles, responses, table
 from nstvis.units.measurements import Layer, RankedPatches
 
 
@@ -147,16 +147,24 @@ def shuffled(layer, order):
     return Layer(**{name: of(value) for name, value in vars(layer).items()})
 
 
-def test_two_atlases_are_compared_side_by_side(tmp_path, caplog):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Workdirs of two surveys, and how the units of the second are ordered."""
+    folder = tmp_path_factory.mktemp("two")
     known, patches, pictures = example()
     orders = {n: np.argsort(-x.mean, kind="stable") for n, x in known.layers.items()}
     layers = {n: shuffled(x, orders[n]) for n, x in known.layers.items()}
     other = dataclasses.replace(known, layers=layers)
     of_other = {name: x[orders[name]] for name, x in patches.items()}
     for name, results, drawn in (("a", known, patches), ("b", other, of_other)):
-        atlas.write(tmp_path / name, results, drawn, pictures)
-        table.save(tmp_path / name / "units.npz", results)
-    config = compare.Config(a=str(tmp_path / "a"), b=str(tmp_path / "b"), pairs=4)
+        atlas.write(folder / name, results, drawn, pictures)
+        table.save(folder / name / "units.npz", results)
+    return folder, orders
+
+
+def test_two_atlases_are_compared_side_by_side(two, tmp_path, caplog):
+    folder, orders = two
+    config = compare.Config(a=str(folder / "a"), b=str(folder / "b"), pairs=4)
     with caplog.at_level("INFO"):
         assert compare.run(config, tmp_path) == ["compare.png", "compare.csv"]
     rows = files.read_csv(tmp_path / "compare.csv")
@@ -170,6 +178,34 @@ def test_two_atlases_are_compared_side_by_side(tmp_path, caplog):
             assert float(similarity) == 1
     assert "fc: median similarity 1.00, mutual best matches 100%" in caplog.text
     assert images.read(tmp_path / "compare.png").width > 4 * 6 * compare.SIDE
+
+
+def test_responses_are_compared_where_there_are_any(two, tmp_path, monkeypatch, caplog):
+    folder, orders = two
+    rng = np.random.default_rng(0)
+    scores = {name: rng.normal(size=(20, len(x))) for name, x in orders.items()}
+    index = {"a": np.arange(20), "b": np.arange(20)}
+
+    def load(workdir):
+        # The other way round, which shows that class means are not what is compared.
+        score = {
+            name: x[:, ::-1] if workdir.name == "b" else x for name, x in scores.items()
+        }
+        return responses.Responses(index[workdir.name], index["a"], score, {})
+
+    monkeypatch.setattr(responses, "load", load)
+    config = compare.Config(a=str(folder / "a"), b=str(folder / "b"))
+    with caplog.at_level("INFO"):
+        compare.run(config, tmp_path)
+    for layer, unit, other, number, similarity, _ in files.read_csv(
+        tmp_path / "compare.csv"
+    ):
+        assert other == layer and float(similarity) == 1
+        assert int(number) == len(orders[layer]) - 1 - int(unit)
+    assert "compared by responses to 20 images" in caplog.text
+    index["b"] = index["b"] + 1
+    with pytest.raises(ValueError, match="responses to different images"):
+        compare.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

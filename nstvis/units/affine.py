@@ -26,7 +26,7 @@ class Input:
     """Activations that a layer is an affine function of."""
 
     # The layer that they are of, maybe pooled or normalised since; "inside LAYER" if they
-    # are a ReLU's in LAYER itself, "" if they are the image.
+    # are a ReLU's in LAYER itself, numbered if there are several, "" if the image.
     layer: str
     # Where the program has them.
     variable: Any
@@ -112,10 +112,13 @@ class Program:
         activation = self._named[layer]
         rectified = self._rectified(activation)
         pre_activation = activation if rectified is None else rectified
-        inputs = []
-        for variable in self._ends(layer, pre_activation):
-            name = self._origin(layer, variable, layers)
-            inputs.append(Input(name, variable))
+        variables = self._ends(layer, pre_activation)
+        names = [self._origin(layer, x, layers) for x in variables]
+        inside = [name for name in names if name == f"inside {layer}"]
+        if len(inside) > 1:
+            number = itertools.count(1)
+            names = [f"{x} {next(number)}" if x in inside else x for x in names]
+        inputs = [Input(*pair) for pair in zip(names, variables, strict=True)]
         return Sum(pre_activation, tuple(inputs), rectified is not None)
 
     def _ends(self, layer: str, start: Any) -> list[Any]:

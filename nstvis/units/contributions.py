@@ -193,9 +193,9 @@ def parts(
         for name, (units, ranks, image) in claims.items():
             here = slice(*np.searchsorted(image, [some[0], some[-1] + 1]))
             rows = np.searchsorted(some, image[here])
-            if len(rows):
-                where = units[here], layers[name].top.position[units[here], ranks[here]]
-                yield name, _taken_apart(network, name, values[name], rows, *where)
+            where = units[here], layers[name].top.position[units[here], ranks[here]]
+            for some_parts in _taken_apart(network, name, values[name], rows, *where):
+                yield name, some_parts
 
 
 def _taken_apart(
@@ -205,22 +205,18 @@ def _taken_apart(
     rows: np.ndarray,
     units: np.ndarray,
     positions: np.ndarray,
-) -> Parts:
-    """Returns what a layer's pre-activations consist of, for some rows of a batch."""
+) -> Iterator[Parts]:
+    """Yields what a layer's pre-activations consist of, for some rows of a batch."""
     total, inputs = values
-    contributions = [
-        np.concatenate(
-            [
-                (x[rows[part]] * weights).reshape(len(weights), -1, x.shape[-1]).sum(1)
-                for x, weights in zip(inputs, jacobians, strict=True)
-            ],
-            1,
+    for part, jacobians in network.weights(name, units, positions):
+        where = rows[part], units[part], positions[part]
+        contributions = [
+            (x[rows[part]] * weights).reshape(len(weights), -1, x.shape[-1]).sum(1)
+            for x, weights in zip(inputs, jacobians, strict=True)
+        ]
+        yield Parts(
+            units[part],
+            np.concatenate(contributions, 1),
+            network.bias(name, *where[1:]),
+            _at(total, *where),
         )
-        for part, jacobians in network.weights(name, units, positions)
-    ]
-    return Parts(
-        units,
-        np.concatenate(contributions),
-        network.bias(name, units, positions),
-        _at(total, rows, units, positions),
-    )

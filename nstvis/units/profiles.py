@@ -81,12 +81,15 @@ def _places(counts: Mapping[str, int]) -> dict[str, slice]:
 
 def _standardized(x: np.ndarray) -> np.ndarray:
     """Gives rows a mean of 0 and a length of 1, or 0 if they are constant."""
-    if not x.shape[1]:
-        return x
-    centred = x - x.mean(1, keepdims=True, dtype=np.float64)
-    length = np.sqrt((centred**2).sum(1, keepdims=True))
-    constant = length <= 1e-6 * np.abs(x).max(1, keepdims=True)
-    return np.where(constant, 0, centred / np.maximum(length, 1e-30)).astype(np.float32)
+    result = np.zeros(x.shape, np.float32)
+    for start in range(0, len(x) if x.shape[1] else 0, _ROWS):
+        part = x[start : start + _ROWS].astype(np.float64)
+        largest = np.abs(part).max(1, keepdims=True)
+        part -= part.mean(1, keepdims=True)
+        length = np.sqrt((part**2).sum(1, keepdims=True))
+        differs = length > 1e-6 * largest
+        result[start : start + _ROWS] = part * differs / np.where(differs, length, 1)
+    return result
 
 
 def similarities(

@@ -123,13 +123,12 @@ def highest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         Their columns and themselves, `[rows, count]`, the highest first, and the first of
         equals; -1 and NaN where there are fewer.
     """
-    rows, left = np.arange(len(x)), np.pad(x, [(0, 0), (0, 1)])
+    rows, left = np.arange(len(x)), x.copy()
     columns, values = [], []
     for _ in range(count):
         column = left.argmax(1)
         value = left[rows, column]
         columns.append(np.where(value > 0, column, -1))
         values.append(np.where(value > 0, value, np.nan))
-        left[rows, column] = -np.inf
-        left[:, -1] = 0  # so that there is always a column left
+        left[rows, column] = 0
     return np.stack(columns, 1), np.stack(values, 1)

@@ -6,7 +6,7 @@ const signed = (x, text = number) => `${x > 0 ? "+" : ""}${text(x)}`;
 // The rows of a finding that are there, each with its place among all of them.
 const rows = (finding, there) =>
   Object.keys(Object.values(finding)[0]).map((slot) => ({
-    slot: +slot, ...Object.fromEntries(Object.entries(finding).map(([field, values]) => [field, values[slot]])),
+    slot: +slot, ...Object.fromEntries(Object.entries(finding).map(([field, values]) => [field, values?.[slot]])),
   })).filter(there);
 
 // A name is a guess, with its score on images that were not used to make it.
@@ -57,7 +57,7 @@ const sections = {
   inputs(unit) {
     const kernels = panelOf("kernels"), all = connections(unit, "inputs", kernels);
     if (!all.length) return [];
-    const drawn = kernels && has(kernels, unit) ? "; with the kernel, light where it excites and dark where it inhibits" : "";
+    const drawn = kernels && has(kernels, unit) ? "; with the kernel, red where it excites and blue where it inhibits" : "";
     return [part("Inputs", kind("measured"), html("p", {}, `${CONTRIBUTION}${drawn}. Below it, how the activation changes, on other patches, without that input.`), ...all)];
   },
   outputs(unit) {
