@@ -82,11 +82,12 @@ const sections = {
     return items.length ? [fold("The whole range", told, strip("Samples", items))] : [];
   },
   scores(unit) {
-    const { pairs, ...shares } = finding("scores", unit);
-    const facts = Object.entries(shares).filter(([, share]) => share !== null).flatMap(([name, share]) =>
-      [html("dt", {}, name), html("dd", {}, html("b", {}, percent(share)))]);
+    const { pairs = null, ...shares } = finding("scores", unit);
+    const share = (x) => Array.isArray(x) ? x.map(percent).join(" to ") : percent(x);
+    const facts = Object.entries(shares).filter(([, x]) => x !== null).flatMap(([name, x]) =>
+      [html("dt", {}, name.replaceAll("_", " ")), html("dd", {}, html("b", {}, share(x)))]);
     const told = "Shown such pictures of the unit, a machine tells which of two other patches activates it more:"
-      + ` in so many of ${count(pairs, "pair")}. Chance is 50 %; random patches and another unit's (others) are controls.`;
+      + ` in so many of ${pairs === null ? "all pairs" : count(pairs, "pair")}. Chance is 50 %; random patches and another unit's (others) are controls.`;
     return facts.length ? [fold("How well pictures explain it", html("p", {}, told), html("dl", {}, ...facts))] : [];
   },
 };
