@@ -92,7 +92,8 @@ async function draw(canvas, unit, slots, columns, gap, panel) {
 // Pictures are drawn as they come into sight.
 const watcher = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
   if (isIntersecting) target.paint();
-  else target.width = 0;  // thousands of drawn units would not fit into a phone's memory
+  else if (target.drawn) target.width = 0;  // thousands would not fit into a phone's memory
+  target.drawn = isIntersecting;
 }), { rootMargin: "300px" });
 const observe = (section) => section.querySelectorAll("canvas").forEach((canvas) => {
   watcher.unobserve(canvas);
