@@ -1,21 +1,20 @@
-"""Activation maps and filters are what a small network computes."""
+"""Activation maps are what a small network computes, and lie where it sees."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 from test_patches import Noise
 
-from nstvis.units import activation_maps, filters, patches
+from nstvis.units import activation_maps, patches
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.table import Layer, RankedPatches
 
 SIZE, UNITS = 16, 5
 KERNEL = np.random.default_rng(0).normal(size=(5, 5, 3, UNITS)).astype(np.float32)
-PARAMS = {"conv": {"kernel": KERNEL}, "wide": {"kernel": KERNEL[:, :, :1]}}
+PARAMS = {"conv": {"kernel": KERNEL}}
 
 
 def forward(params, images):
@@ -24,7 +23,7 @@ def forward(params, images):
         *(images, params["conv"]["kernel"], (2, 2), [(1, 1), (1, 1)]),
         dimension_numbers=numbers,
     )
-    return {"conv_pre": conv, "conv": jax.nn.relu(conv), "square": jnp.square(conv)}
+    return {"conv": jax.nn.relu(conv)}
 
 
 def layer_of(image):
@@ -76,21 +75,3 @@ def test_a_map_lies_where_its_fields_have_their_middles():
         middle = (field[:2] + field[2:]) / 2
         cell = top + 2 * (row + 0.5), left + 2 * (column + 0.5)
         np.testing.assert_allclose(middle, cell)
-
-
-def test_only_what_is_linear_in_the_image_is_so():
-    linear = [
-        filters.are_linear(forward, PARAMS, name, SIZE) for name in ("conv", "square")
-    ]
-    assert linear == [True, False]
-
-
-def test_a_filter_is_drawn_around_grey():
-    drawn = filters.pictures(PARAMS, "conv")
-    assert drawn is not None and list(drawn) == [*range(UNITS)]
-    for unit, picture in drawn.items():
-        weights = KERNEL[..., unit]
-        wanted = 127 + 127 * weights / np.abs(weights).max()
-        np.testing.assert_allclose(picture[0], wanted, atol=0.51)
-    assert filters.pictures(PARAMS, "wide") is None
-    assert filters.pictures(PARAMS, "pool") is None

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -43,6 +44,8 @@ FINDINGS = {
             "unit": np.array([[4, 33, 7, 2, -1]] * 8),
             "contribution": np.array([[2.5, 1.25, -3.5, -1, np.nan]] * 8),
             "ablation": np.array([[0.5, 0.25, -0.125, np.nan, np.nan]] * 8),
+            "strongest": np.full(8, 0.625),
+            "random": np.full(8, 0.0625),
         }
     },
     "outputs": {
@@ -67,7 +70,14 @@ FINDINGS = {
             "box": np.array([[[0, 0, 32, 32]] * 2] * 8),
         }
     },
-    "scores": {"logits": {"deconvnet": np.full(8, 0.75), "low_high": np.ones((8, 2))}},
+    "scores": {
+        "logits": {
+            "pairs": np.full(8, 40),
+            "deconvnet": np.full(8, 0.75),
+            "features": np.full(8, np.nan),
+        }
+    },
+    "mine": {"logits": {"odd_one": np.full((8, 2), 1.5), "b": np.full(8, HACK)}},
     "maps": {"conv1": {"box": np.tile([0, 0, 64, 64], (5, 1))}},
 }
 
@@ -152,6 +162,10 @@ def test_connections_are_linked_and_drawn(page, explained):
         ["block/2 ü:7", "−3.5", "+12.5 %"],
         ["pool9:2", "−1", "?"],
     ]
+    several = (
+        "all excitatory ones of these −62.5 %, without as many random inputs −6.25 %."
+    )
+    assert any(several in told for told in page.each("section p"))
     links = page.each("a.linked", "x.getAttribute('href')")[:3]
     assert links == ["#conv1/4", *(address("block/2 ü", i) for i in (33, 7))]
     # The patches of the other unit, and the kernel of this one.
@@ -168,14 +182,15 @@ def test_what_is_secondary_is_folded_and_stays_open_once_opened(page, explained)
     folder, _ = explained
     page.window(height=2400)
     opened(page, folder, "logits", 2)
-    assert page.each("details", "x.open") == [False] * 3
-    titles = ["Similar units", "The whole range", "How well its pictures explain it"]
+    assert page.each("details", "x.open") == [False] * 4
+    titles = ["Similar units", "The whole range", "How well pictures explain it"]
+    titles += ["mine"]
     assert page.each("summary h3") == titles
     for place in (0, 1):
         page.click("summary", place)
     page.press("ArrowRight")
     page.shows("#title", "logits / 3")
-    assert page.each("details", "x.open") == [True, True, False]
+    assert page.each("details", "x.open") == [True, True, False, False]
     assert page.each("details a", "x.getAttribute('href')") == ["#logits/3", "#conv1/2"]
     assert page.each("details button > span") == ["0 %: −1.5", "50 %: 0.25"]
     page.looks({page.middle("details button canvas", 1): (225, 225, 200)})
@@ -184,7 +199,8 @@ def test_what_is_secondary_is_folded_and_stays_open_once_opened(page, explained)
     page.click("details button", 1)
     page.shows(".whole .id", "image 999")
     facts = page.each("details dl > *")
-    assert facts == ["deconvnet", "0.75", "low high", "1, 1"]
+    assert facts == ["deconvnet", "75 %", "odd one", "1.5, 1.5", "b", HACK]
+    assert "in so many of 40 pairs." in page.each("details p")[1]
     # More than six are folded, too.
     opened(page, folder, "conv1", 0)
     assert page.each("summary")[-1] == "2 more"
@@ -222,6 +238,26 @@ def test_cells_of_attributions_choose_their_patches(page, explained):
     assert "outside the image" in page.each("#legend")[0]
 
 
+def test_where_a_layer_is_linear_one_attribution_is_shown_and_the_filter(
+    page, explained, tmp_path
+):
+    shutil.copytree(explained[0], tmp_path, dirs_exist_ok=True)
+    atlas.add(tmp_path, "kernels", {"conv1": panel_of(range(5), 1, 7)})
+    top = explained[1].layers["conv1"].top
+    within = ((top.box >= 0) & (top.box <= 64)).all(-1)[2].argmax()
+    opened(page, tmp_path, "conv1", 2)
+    assert page.each(".panel h3") == ["deconvnet", "filter"]
+    slots = page.each(".panel button", "x.dataset.slot")
+    assert slots == [str(within)]
+    page.looks({page.middle(".panel canvas"): (250 - 25 * within, 230, 200)})
+    page.looks({page.middle(".panel canvas", 1): (250, 230, 200)})
+    page.open(tmp_path, "#conv1")
+    choose(page, "#shown", "deconvnet")
+    columns = page.js("document.querySelector('#units').style.cssText")
+    assert columns == "--columns: 1; --rows: 1;"
+    page.looks({page.middle("#units canvas", 2): (250 - 25 * within, 230, 200)})
+
+
 def test_the_activation_map_lies_over_the_whole_image(page, explained):
     folder, table = explained
     opened(page, folder, "conv1", 2)
@@ -239,7 +275,6 @@ def test_the_activation_map_lies_over_the_whole_image(page, explained):
     page.looks({at(8, 46): picture, at(60, 60): picture}, 16)
     page.click("figcaption button")
     page.looks({at(1, 50): picture * 0.6}, 16)
-    opened(page, folder, "conv1", 2)
 
 
 def test_the_histogram_stays_where_it_is(page, explained):

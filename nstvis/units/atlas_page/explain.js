@@ -58,7 +58,10 @@ const sections = {
     const kernels = panelOf("kernels"), all = connections(unit, "inputs", kernels);
     if (!all.length) return [];
     const drawn = kernels && has(kernels, unit) ? "; with the kernel, red where it excites and blue where it inhibits" : "";
-    return [part("Inputs", kind("measured"), html("p", {}, `${CONTRIBUTION}${drawn}. Below it, how the activation changes, on other patches, without that input.`), ...all)];
+    const { strongest, random } = finding("inputs", unit), told = (x) => signed(-x, percent);
+    const both = typeof strongest === "number" && typeof random === "number"
+      ? ` Without all excitatory ones of these ${told(strongest)}, without as many random inputs ${told(random)}.` : "";
+    return [part("Inputs", kind("measured"), html("p", {}, `${CONTRIBUTION}${drawn}. Below it, how the activation changes, on other patches, without that input.${both}`), ...all)];
   },
   outputs(unit) {
     const all = connections(unit, "outputs");
@@ -78,14 +81,22 @@ const sections = {
     const told = html("p", {}, "Images at fixed quantiles of the activation, the lowest first.");
     return items.length ? [fold("The whole range", told, strip("Samples", items))] : [];
   },
+  scores(unit) {
+    const { pairs = null, ...shares } = finding("scores", unit);
+    const share = (x) => Array.isArray(x) ? x.map(percent).join(" to ") : percent(x);
+    const facts = Object.entries(shares).filter(([, x]) => x !== null).flatMap(([name, x]) =>
+      [html("dt", {}, name.replaceAll("_", " ")), html("dd", {}, html("b", {}, share(x)))]);
+    const told = "Shown such pictures of the unit, a machine tells which of two other patches activates it more:"
+      + ` in so many of ${pairs === null ? "all pairs" : count(pairs, "pair")}. Chance is 50 %; random patches and another unit's (others) are controls.`;
+    return facts.length ? [fold("How well pictures explain it", html("p", {}, told), html("dl", {}, ...facts))] : [];
+  },
 };
 // A finding that this page does not know is shown as it is.
 function plain(title, unit) {
   const told = (x) => Array.isArray(x) ? x.map(told).join(", ") : typeof x === "number" || x === null ? number(x) : String(x);
   const facts = Object.entries(finding(title, unit)).flatMap(([field, value]) =>
     [html("dt", {}, field.replaceAll("_", " ")), html("dd", {}, html("b", {}, named(told(value))))]);
-  const name = title === "scores" ? "How well its pictures explain it" : title;
-  return [fold(name, html("dl", {}, ...facts))];
+  return [fold(title, html("dl", {}, ...facts))];
 }
 function explained(unit) {
   const titles = atlas.findings.map(({ title }) => title).filter((title) => finding(title, unit) && !["name", "maps"].includes(title));

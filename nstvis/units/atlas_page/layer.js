@@ -3,7 +3,6 @@
 const SIZES = [16, 24, 32, 44, 64, 96, 128];
 // Panels that a unit's page shows elsewhere than beside its patches.
 const ELSEWHERE = ["kernels", "samples", "maps"];
-const ATTRIBUTIONS = ["deconvnet", "guided", "gradient"];
 
 // By number, or the highest of a statistic first; of equal ones, the dead first.
 const byNumber = (a, b) => a.number - b.number;
@@ -44,7 +43,7 @@ function listUnits() {
 }
 function showLayer() {
   if (here.drawn) return;
-  const panel = shown(), { k } = pictures(panel), focused = $("units").contains(document.activeElement), sort = statistic();
+  const panel = shown(), k = slots(layer().content.units[0], panel).length, focused = $("units").contains(document.activeElement), sort = statistic();
   here.drawn = true;
   $("name").textContent = layer().name;
   $("field").textContent = receptiveField();
@@ -65,9 +64,10 @@ function focus(link) {
 
 // The mouse: the whole image beside each patch.
 $("units").addEventListener("pointermove", ({ target, pointerType, clientX, clientY }) => {
-  const hover = $("hover"), edges = target.getBoundingClientRect(), { k } = pictures(shown()), cell = edges.width / square(k);
-  const slot = Math.floor((clientX - edges.left) / cell) + square(k) * Math.floor((clientY - edges.top) / cell);
-  const patch = pointerType === "mouse" && k === layer().k && target.matches("canvas") && target.closest("li").unit.top[slot];
+  const hover = $("hover"), unit = target.closest("li")?.unit, panel = shown();
+  const edges = target.getBoundingClientRect(), all = unit ? slots(unit, panel) : [], cell = edges.width / square(all.length);
+  const slot = all[Math.floor((clientX - edges.left) / cell) + square(all.length) * Math.floor((clientY - edges.top) / cell)];
+  const patch = pointerType === "mouse" && target.matches("canvas") && pictures(panel).k === layer().k && unit.top[slot];
   hover.hidden = !patch;
   if (!patch) return;
   if (hover.patch !== patch) hover.replaceChildren(whole(hover.patch = patch));

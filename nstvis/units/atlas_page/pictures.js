@@ -23,9 +23,11 @@ const say = (text) => { $("status").textContent = text; };
 // `drawn` whether there are cards of them.
 const here = { layer: 0, unit: null, grid: null, listed: [], drawn: false, scroll: 0 };
 const layer = () => atlas.layers[here.layer];
-// The class whose logit a unit is.
-const logit = ({ layer: i, number }) =>
-  i === atlas.layers.length - 1 && atlas.layers[i].units === atlas.classes.length ? className(number) : "";
+// The class whose logit a unit is; the network's own if they are known.
+const logit = ({ layer: i, number }) => {
+  const names = atlas.logits?.length ? atlas.logits : atlas.classes;
+  return i === atlas.layers.length - 1 && atlas.layers[i].units === names.length ? names[number] : "";
+};
 const address = (unit, i = here.layer) =>
   `#${encodeURIComponent(atlas.layers[i].name)}${unit === null ? "" : `/${unit}`}`;
 
@@ -90,7 +92,8 @@ async function draw(canvas, unit, slots, columns, gap, panel) {
 // Pictures are drawn as they come into sight.
 const watcher = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
   if (isIntersecting) target.paint();
-  else target.width = 0;  // thousands of drawn units would not fit into a phone's memory
+  else if (target.drawn) target.width = 0;  // thousands would not fit into a phone's memory
+  target.drawn = isIntersecting;
 }), { rootMargin: "300px" });
 const observe = (section) => section.querySelectorAll("canvas").forEach((canvas) => {
   watcher.unobserve(canvas);
@@ -101,9 +104,19 @@ function picture(unit, slots, columns = 1, panel = undefined) {
   canvas.paint = () => has(panel, unit) && draw(canvas, unit, slots, columns, gap, panel);
   return canvas;
 }
-function allPictures(unit, panel) {
+// Where a layer is linear in the image, all attributions of a unit are one picture.
+const ATTRIBUTIONS = ["deconvnet", "guided", "gradient"];
+const linear = (i) => i in (panelOf("kernels")?.layers ?? {})
+  && !atlas.findings.some(({ title, layers }) => title === "inputs" && layers.includes(i));
+function slots(unit, panel) {
   const { k } = pictures(panel, unit.layer);
-  return picture(unit, [...Array(k).keys()], square(k), panel);
+  if (!ATTRIBUTIONS.includes(panel?.title) || !linear(unit.layer)) return [...Array(k).keys()];
+  const within = unit.top.findIndex((patch) => patch && Math.min(...patch.slice(2)) >= 0 && Math.max(...patch.slice(2)) <= atlas.size);
+  return [Math.max(0, within)];
+}
+function allPictures(unit, panel) {
+  const all = slots(unit, panel);
+  return picture(unit, all, square(all.length), panel);
 }
 
 // A whole image and the receptive field; grey where that extends past the border.

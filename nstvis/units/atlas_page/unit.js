@@ -89,8 +89,8 @@ function wholeImage([, index]) {
 
 // What a panel shows; its cells choose patches where they belong to them.
 function cells(unit, panel) {
-  const { k } = pictures(panel), each = ATTRIBUTIONS.includes(panel.title) && k === layer().k;
-  const all = Array.from(Array(k), (_, slot) => {
+  const places = slots(unit, panel), each = ATTRIBUTIONS.includes(panel.title) && pictures(panel).k === layer().k;
+  const all = places.map((slot) => {
     const canvas = picture(unit, [slot], 1, panel);
     if (!each || !unit.top[slot]) return canvas;
     const button = chooser(unit, unit.top[slot], slot, canvas);
@@ -98,8 +98,9 @@ function cells(unit, panel) {
     return button;
   });
   const strip = html("div", { class: "strip" }, ...all);
-  strip.style.setProperty("--columns", square(k));
-  return html("div", { class: "panel" }, html("h3", {}, panel.title), strip, html("p", { class: "keys" }, ...key(panel)));
+  strip.style.setProperty("--columns", square(all.length));
+  const title = panel.title === "kernels" ? "filter" : panel.title;
+  return html("div", { class: "panel" }, html("h3", {}, title), strip, html("p", { class: "keys" }, ...key(panel)));
 }
 function bar([label, x], most) {
   const length = html("i");
@@ -131,7 +132,8 @@ function showUnit() {
   const least = strip("Least-activating images", unit.least.map((image, place) =>
     image && chooser(unit, image, `least-${place}`, wholeImage(image), ...captions(image))));
   const bars = unit.strongest.map((entry) => bar(entry, unit.strongest[0][1]));
-  const panels = atlas.panels.filter((panel) => has(panel, unit) && !ELSEWHERE.includes(panel.title));
+  const panels = atlas.panels.filter((panel) => has(panel, unit)
+    && (!ELSEWHERE.includes(panel.title) || (panel.title === "kernels" && linear(unit.layer))));
   patches.style.setProperty("--columns", square(k));
   $("unit").classList.toggle("dead", unit.dead);
   $("unit").replaceChildren(heading(unit), ...naming(unit), html("div", { class: "plate" },
