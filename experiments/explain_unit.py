@@ -55,7 +55,8 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     )
     lines = description.describe(atlas, unit, *network)
     for line in lines:
-        logger.info("%s", line)
+        # A log is text, which a name of a file need not be.
+        logger.info("%s", line.encode("utf-8", "backslashreplace").decode())
     text = "\n".join([*lines, ""])
     with files.replacing(workdir / "unit.txt") as file:
         file.write(text.encode(errors="surrogateescape"))  # as in names of files

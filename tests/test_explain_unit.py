@@ -143,7 +143,7 @@ def test_it_explains_a_unit_of_an_atlas(finished, tmp_path, caplog):
     assert picture.size == (2 * (3 * 128 + 2 * 4) + 8, 3 * 128 + 2 * 4)
 
 
-def test_without_an_atlas_it_scans_the_layer(finished, tmp_path, monkeypatch):
+def test_without_an_atlas_it_scans_the_layer(finished, tmp_path, monkeypatch, caplog):
     calls = []
 
     def scan(settings, workdir):
@@ -158,9 +158,12 @@ def test_without_an_atlas_it_scans_the_layer(finished, tmp_path, monkeypatch):
     config = explain_unit.Config(
         unit="conv1:3", weights="random", size=48, batch=7, split="train[:9]"
     )
-    assert explain_unit.run(config, tmp_path) == ["unit.png", "unit.txt"]
-    # Names of files need not be text.
+    with caplog.at_level("INFO", logger=explain_unit.__name__):
+        assert explain_unit.run(config, tmp_path) == ["unit.png", "unit.txt"]
+    # Names of files need not be text, but what is logged is.
     assert b"\xff" in (tmp_path / "unit.txt").read_bytes()
+    assert r"\udcff" in caplog.text
+    assert caplog.text.encode()
     (settings, workdir), *_ = calls
     assert isinstance(settings, survey.Settings)
     assert workdir == tmp_path

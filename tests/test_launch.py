@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import json
-import logging
 import pathlib
 import re
 import signal
@@ -164,8 +163,6 @@ def call(monkeypatch, capfd):
     """Does what `launch` does, in this process."""
     monkeypatch.setattr(devices, "connect", lambda: None)
     monkeypatch.setattr(cache, "keep_compiled", lambda: None)
-    loggers = [logging.getLogger(name) for name in (None, "nstvis", "absl")]
-    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
@@ -175,10 +172,7 @@ def call(monkeypatch, capfd):
             returncode=status, stdout=said.out, stderr=said.err
         )
 
-    yield call
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+    return call
 
 
 @pytest.fixture
