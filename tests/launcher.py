@@ -15,7 +15,7 @@ def launch(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, ROOT / "launch.py", *arguments],
         cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env={k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -131,7 +131,7 @@ def site(tmp_path_factory):
 
 
 def run(site, cwd, *arguments):
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

@@ -480,7 +480,7 @@ def test_a_style_run_is_watched_until_it_is_stopped(page, tmp_path):
         [sys.executable, "launch.py", "--experiment=style", *small]
         + ["--config.frame_every=20", f"--workdir={tmp_path}"],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env={k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -52,7 +52,7 @@ def uninterrupted(small, tmp_path_factory):
 def start(*arguments, before=(), environment=None, **options):
     """Starts launch.py as a user would; what it says is in one pipe."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     command = [sys.executable, *before, "launch.py", *arguments]
     environment = inherited | (environment or {})
     return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
@@ -64,7 +64,7 @@ def start_hosts(*arguments, count=2, devices=2):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     together = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
     }

@@ -72,7 +72,7 @@ def load(argument, split, data_dir):
     return Noise(*map(int, split.split("-")))
 """
 # As in this process, whose surveys are compared to those of others.
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+FOUR_DEVICES = {"JAX_NUM_CPU_DEVICES": "4"}
 
 
 @pytest.fixture(scope="module")

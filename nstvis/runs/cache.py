@@ -25,7 +25,7 @@ def keep_compiled() -> None:
     """Makes JAX keep compiled programs on disk, so that the next run starts at once."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def download(url: str, path: Path) -> None:
