@@ -29,9 +29,9 @@ KEY = jax.random.key(0)
 NETWORKS = {
     "vgg_small": ("conv3_2", "conv1_1,conv2_1,conv3_1,conv4_1", (181, 150), 64),
     "alexnet_small": ("conv3", "conv1,conv2,conv3,conv4,conv5", (165, 190), 64),
-    "alexnet": ("conv3", "conv1,conv2,conv3,conv4,conv5", (371, 230), 128),
+    "alexnet": ("conv3", "conv1,conv2,conv3,conv4,conv5", (400, 120), 128),
     # Only what sees far, as random filters hardly look as far as that.
-    "vgg19": ("conv4_2", "conv5_1", (267, 99), 64),
+    "vgg19": ("conv4_2", "conv5_1", (267, 60), 64),
 }
 
 

@@ -12,6 +12,9 @@ from jax import lax
 
 from nstvis import hoisting, layers, models, winograd
 
+# As users' programs are compiled, and not as tests' are: see conftest.py.
+SHIPPED = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+
 # Side of a tile, side of a kernel.
 KINDS = [(2, 3), (3, 3), (4, 3), (2, 5)]
 
@@ -109,7 +112,9 @@ def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
     x = jnp.float32(drawn((40, side, side, inputs)))
     kernel = jnp.float32(drawn((size, size, inputs, outputs), 1))
     assert layers.winograd_tile(x, kernel, 1, size // 2)
-    convolve = jax.jit(lambda x: layers.convolve(x, kernel, 1, size // 2))
+    convolve = jax.jit(
+        lambda x: layers.convolve(x, kernel, 1, size // 2), compiler_options=SHIPPED
+    )
     expected = np.asarray(convolve(x))
     for batch in (2, 7, 33):
         np.testing.assert_array_equal(convolve(x[-batch:]), expected[-batch:])
