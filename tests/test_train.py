@@ -182,9 +182,10 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_images_are_skipped_and_listed(folder, tmp_path):
+def test_damaged_images_are_skipped_and_listed(folder, files, tmp_path):
     arguments = [
         "--experiment=train",
+        f"--config.model={files[0]}",
         f"--config.dataset=folder:{folder}",
         "--config.batch=4",
         "--config.size=32",
