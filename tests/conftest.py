@@ -54,7 +54,7 @@ def logs():
 
 def _loggers():
     """Returns all loggers but the root."""
-    found = logging.Logger.manager.loggerDict.values()
+    found = list(logging.Logger.manager.loggerDict.values())  # threads make new ones
     return [logger for logger in found if isinstance(logger, logging.Logger)]
 
 
