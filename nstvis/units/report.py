@@ -103,7 +103,7 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         findings = explained.find()
     devices.give_memory_back()
     by_class = scan_file.load(workdir / "scan.npz")[0].by_class
-    examples = _examples(by_class, pictures) | drawn.examples
+    examples = _examples(by_class, drawn.examples, pictures)
     table = _table(target, int(state.images), layers, examples)
     table = dataclasses.replace(table, findings=findings)
     every = scan.WithClasses(target, layers, by_class)
@@ -126,13 +126,27 @@ def _key(scan: pathlib.Path, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def _examples(by_class: maxima.Best, pictures: Images) -> dict[int, tuple[str, int]]:
-    """Returns id and label of the images that are among their class's best."""
-    best = enumerate(map(np.unique, by_class.image))
+def _examples(
+    by_class: maxima.Best,
+    shown: Mapping[int, tuple[str, int]],
+    pictures: Images,
+) -> dict[int, tuple[str, int]]:
+    """Returns id and label of all images that are ranked, in their order.
+
+    Args:
+        by_class: Each class's best images, whose labels are known by that.
+        shown: What is known of those that are shown.
+        pictures: Where the images are.
+    """
+    best = [np.unique(images) for images in by_class.image]
+    indices = np.concatenate([*best, [*shown]]).astype(np.int64)
+    of_classes = np.repeat(np.arange(len(best)), [len(images) for images in best])
+    every, first = np.unique(indices, return_index=True)
+    labels = np.append(of_classes, [-1] * len(shown))[first]
     return {
-        index: (pictures.id(index), label)
-        for label, indices in best
-        for index in indices[indices != maxima.SENTINEL].tolist()
+        index: shown[index] if index in shown else (pictures.id(index), label)
+        for index, label in zip(every.tolist(), labels.tolist(), strict=True)
+        if index != maxima.SENTINEL
     }
 
 
@@ -149,7 +163,7 @@ def _table(
         layers=layers,
         fields={name: _field(target, name) for name in layers},
         classes=about.classes,
-        examples=dict(sorted(examples.items())),
+        examples=examples,
         edges=histograms.edges(),
         images=images,
         size=about.size,
