@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -102,10 +102,12 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         explained = Explanations(draft, target, layers, pictures, drawn, *asked)
         findings = explained.find()
     devices.give_memory_back()
-    layers = _with_classes(workdir, target, layers)
-    table = _table(target, int(state.images), layers, drawn.examples, pictures)
+    by_class = scan_file.load(workdir / "scan.npz")[0].by_class
+    examples = _examples(by_class, drawn.examples, pictures)
+    table = _table(target, int(state.images), layers, examples)
     table = dataclasses.replace(table, findings=findings)
-    save(workdir / "units.npz", table)
+    every = scan.WithClasses(target, layers, by_class)
+    save(workdir / "units.npz", dataclasses.replace(table, layers=every))
     samples = findings.get("samples", {})
     for number, (name, layer) in enumerate(layers.items()):
         more = samples[name]["image"] if name in samples else ()
@@ -124,14 +126,27 @@ def _key(scan: pathlib.Path, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def _with_classes(
-    workdir: pathlib.Path, target: scan.Target, layers: Mapping[str, Layer]
-) -> dict[str, Layer]:
-    """Returns the layers with each class's best images."""
-    found = scan.layers(target, scan_file.load(workdir / "scan.npz")[0])
+def _examples(
+    by_class: maxima.Best,
+    shown: Mapping[int, tuple[str, int]],
+    pictures: Images,
+) -> dict[int, tuple[str, int]]:
+    """Returns id and label of all images that are ranked, in their order.
+
+    Args:
+        by_class: Each class's best images, whose labels are known by that.
+        shown: What is known of those that are shown.
+        pictures: Where the images are.
+    """
+    best = [np.unique(images) for images in by_class.image]
+    indices = np.concatenate([*best, [*shown]]).astype(np.int64)
+    of_classes = np.repeat(np.arange(len(best)), [len(images) for images in best])
+    every, first = np.unique(indices, return_index=True)
+    labels = np.append(of_classes, [-1] * len(shown))[first]
     return {
-        name: dataclasses.replace(layer, by_class=found[name].by_class)
-        for name, layer in layers.items()
+        index: shown[index] if index in shown else (pictures.id(index), label)
+        for index, label in zip(every.tolist(), labels.tolist(), strict=True)
+        if index != maxima.SENTINEL
     }
 
 
@@ -140,19 +155,15 @@ def _table(
     images: int,
     layers: Mapping[str, Layer],
     examples: Mapping[int, tuple[str, int]],
-    pictures: Images,
 ) -> Table:
     """Returns what was found, with the layers' top-activating patches as they are."""
     about, asked = target.about, target.about.preprocessing
     parts = [f"{part['dataset']} {part['split']}" for part in about.parts]
-    of_classes = {
-        index: (pictures.id(index), label) for label, index in _by_class(layers)
-    }
     return Table(
         layers=layers,
         fields={name: _field(target, name) for name in layers},
         classes=about.classes,
-        examples=dict(sorted((of_classes | dict(examples)).items())),
+        examples=examples,
         edges=histograms.edges(),
         images=images,
         size=about.size,
@@ -163,14 +174,6 @@ def _table(
         }
         | ({} if asked == "auto" else {"preprocessing": asked}),
     )
-
-
-def _by_class(layers: Mapping[str, Layer]) -> Iterator[tuple[int, int]]:
-    """Yields label and index of the images that are ranked among those of a class."""
-    for label in range(next(iter(layers.values())).by_class.image.shape[1]):
-        ranked = [layer.by_class.image[:, label].ravel() for layer in layers.values()]
-        indices = np.unique(np.concatenate(ranked))
-        yield from ((label, index) for index in indices[indices >= 0].tolist())
 
 
 def _field(target: scan.Target, layer: str) -> tuple[int, int, int]:

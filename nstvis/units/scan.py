@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -258,6 +258,45 @@ def layers(target: Target, state: maxima.State) -> dict[str, Layer]:
             class_mean=(state.class_sum[:, units] / seen).T.astype(np.float32),
         )
     return result
+
+
+class WithClasses(Mapping[str, Layer]):
+    """Layers with each class's best images, which are made when a layer is asked for.
+
+    Of a thousand classes they take more memory than all else.
+
+    Args:
+        target: What was scanned.
+        layers: Those without.
+        best: Each class's best images, `[classes, n, units]`.
+    """
+
+    def __init__(self, target: Target, layers: Mapping[str, Layer], best: maxima.Best):
+        self._target, self._layers, self._best = target, layers, best
+
+    def __getitem__(self, name: str) -> Layer:
+        counts, names = self._target.about.layers, [*self._layers]
+        first = sum(counts[before] for before in names[: names.index(name)])
+        units = slice(first, first + counts[name])
+        fields = self._target.fields[name]
+        parts = [
+            _ranked(
+                maxima.Best(*(part[i : i + 50] for part in self._best)), units, fields
+            )
+            for i in range(0, max(1, len(self._best.score)), 50)
+        ]
+        joined = {
+            field.name: np.concatenate([getattr(x, field.name) for x in parts], 1)
+            for field in dataclasses.fields(RankedPatches)
+        }
+        by_class = RankedPatches(**joined)
+        return dataclasses.replace(self._layers[name], by_class=by_class)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 def _only_list(best: maxima.Best) -> maxima.Best:

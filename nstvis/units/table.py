@@ -12,6 +12,7 @@
 import dataclasses
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,21 +55,29 @@ class Table:
 
 def save(path: pathlib.Path, table: Table) -> None:
     """Writes `units.npz`, whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
+    with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        # One array at a time, where `np.savez_compressed` takes all.
+        for key, array in _all_arrays(table):
+            info = zipfile.ZipInfo(f"{key}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _all_arrays(table: Table) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields what is stored, with its key."""
     for name, layer in table.layers.items():
-        arrays |= {f"{name}.{key}": array for key, array in _arrays(layer)}
+        yield from ((f"{name}.{key}", array) for key, array in _arrays(layer))
+    for title, layers in table.findings.items():
+        for name, finding in layers.items():
+            yield from ((f"{name}.{title}.{key}", x) for key, x in finding.items())
     about = {
         field.name: getattr(table, field.name)
         for field in dataclasses.fields(table)
         if field.name not in ("layers", "findings")
     }
     about |= {"layers": list(table.layers), "findings": list(table.findings)}
-    for title, layers in table.findings.items():
-        for name, finding in layers.items():
-            arrays |= {f"{name}.{title}.{key}": x for key, x in finding.items()}
-    arrays["about"] = np.array(json.dumps(about))
-    with files.replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    yield "about", np.array(json.dumps(about))
 
 
 def _arrays(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
