@@ -22,7 +22,7 @@ from atlases import (
 )
 from PIL import Image
 
-from nstvis.units import atlas, sprites, statistics
+from nstvis.units import atlas, atlas_json, sprites, statistics
 
 pytest_plugins = ["atlas_fixtures"]
 
@@ -379,3 +379,14 @@ def test_findings_that_do_not_fit_are_refused(folder, title, layer, units, messa
     with pytest.raises(ValueError, match=message):
         atlas.add_findings(folder, title, {layer: {"x": np.zeros(units)}})
     assert atlas.Atlas(folder).unit("fc", 0).findings == {}
+
+
+def test_the_page_is_told_the_classes_of_logits(given, tmp_path):
+    wanted, *rest = given
+    names = {"name": np.array([*"abcdef"])}
+    atlas.write(
+        tmp_path, dataclasses.replace(wanted, findings={"class": {"fc": names}}), *rest
+    )
+    table = atlas_json.read_table(atlas_json.find(tmp_path))
+    assert table["logits"] == [*"abcdef"]
+    assert atlas.Atlas(tmp_path).unit("fc", 2).findings["class"] == {"name": "c"}

@@ -164,6 +164,7 @@ def test_the_table_says_what_was_found(whole, activations, dataset):
     assert list(found.layers) == list(activations)
     assert found.images == IMAGES
     assert len(found.classes) == 5
+    assert found.findings["class"]["dense"]["name"].tolist() == [*"abcde"]
     source = data.load(dataset, f"0-{IMAGES}")
     for name, layer in found.layers.items():
         highest = activations[name].reshape(IMAGES, -1, len(layer.mean)).max(1)

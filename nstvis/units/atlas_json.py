@@ -5,7 +5,7 @@ but no JSON. There are
 
     table.js   {version, layers: [{name, units, dead, field, k, side, pitch, rows}],
                statistics: [{name, description, percent}], classes, edges, images, size,
-               about: [[name, value]]}
+               logits: classes of the last layer's units, about: [[name, value]]}
     N.js       of layer N: {units: [{top, least, favourite, statistics: {name: value},
                histogram, dead, strongest}], images: {index: [id, label, file]}}
     panels.js  [{title, layers: {N: {k, side, pitch, rows, units}}}]
@@ -84,6 +84,9 @@ def write_table(folder: pathlib.Path, table: Table, grids: Mapping[str, Grid]) -
         "layers": layers,
         "statistics": [*map(dataclasses.asdict, statistics.registered().values())],
         "classes": list(table.classes),
+        "logits": [
+            x for y in table.findings.get("class", {}).values() for x in y["name"]
+        ],
         "edges": _numbers(table.edges),
         "images": table.images,
         "size": table.size,

@@ -43,25 +43,25 @@ def blocks(unit: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:
 
 
 def sheet(
-    layer: str,
+    labels: Sequence[str],
     parts: Sequence[Pictures],
     units: Sequence[int],
     side: int,
     columns: int,
 ) -> Image.Image:
-    """Draws blocks of units side by side, with the units' names below.
+    """Draws blocks of units side by side, with the units' labels below.
 
     Attributions and patches are pairs as in Zeiler & Fergus's Figure 2.
 
     Args:
-        layer: The units' layer.
+        labels: Of all of the layer's units.
         parts: What is shown of a unit, from left to right.
         units: Which units to draw.
         side: Side at which a patch is drawn, in pixels.
         columns: Units in a row.
     """
     pairs = [row([block(part[unit], side) for part in parts], 4) for unit in units]
-    names = [f"{layer}:{unit}" for unit in units]
+    names = [labels[unit] for unit in units]
     return images.sheet(pairs, names, columns, max(8, side // 3), PAPER)
 
 

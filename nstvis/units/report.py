@@ -19,6 +19,7 @@ from nstvis.units import (
     drawing,
     histograms,
     maxima,
+    names,
     scan,
     scan_file,
     verify,
@@ -27,6 +28,7 @@ from nstvis.units.atlas_writer import Draft, finished
 from nstvis.units.drawing import Drawing
 from nstvis.units.explanations import Explanations, Findings
 from nstvis.units.kept_images import KeptImages
+from nstvis.units.measurements import Finding
 from nstvis.units.patches import Images
 from nstvis.units.sprites import Sprites
 from nstvis.units.table import Layer, Table, save
@@ -95,12 +97,13 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     layers = drawn.crop()
     if settings.rule:
         drawn.attribute(layers, settings.rule, batch)
-    _write_sheets(draft, layers, drawn, settings.rule, settings.seed)
-    findings: Findings = {}
+    classes = names.of_logits(target)
+    _write_sheets(draft, layers, drawn, settings.rule, settings.seed, classes)
+    findings: Findings = {"class": classes} if classes else {}
     if settings.explain:
         asked = batch, settings.workers, settings.concepts, settings.seed
         explained = Explanations(draft, target, layers, pictures, drawn, *asked)
-        findings = explained.find()
+        findings |= explained.find()
     devices.give_memory_back()
     by_class = scan_file.load(workdir / "scan.npz")[0].by_class
     examples = _examples(by_class, drawn.examples, pictures)
@@ -185,7 +188,12 @@ def _field(target: scan.Target, layer: str) -> tuple[int, int, int]:
 
 
 def _write_sheets(
-    draft: Draft, layers: Mapping[str, Layer], drawn: Drawing, rule: str, seed: int
+    draft: Draft,
+    layers: Mapping[str, Layer],
+    drawn: Drawing,
+    rule: str,
+    seed: int,
+    classes: Mapping[str, Finding],
 ) -> None:
     """Writes a page of each layer's nine representative units, and one of all."""
     folder = draft.work / "sheets"
@@ -200,13 +208,16 @@ def _write_sheets(
         everything = folder / f"{stem}_all.jpg"
         if everything.exists():
             continue
+        labels = [f"{name}:{unit}" for unit in range(units)]
+        if name in classes:
+            labels = [f"{x} {y}" for x, y in zip(labels, classes[name]["name"])]
         nine = contact_sheets.representative(layers[name], parts[-1], 9, seed)
         if nine:
-            page = contact_sheets.sheet(name, parts, nine, 64, 3)
+            page = contact_sheets.sheet(labels, parts, nine, 64, 3)
             images.write(folder / f"{stem}.png", page)
         # Or a page of thousands of units would take more than the atlas.
         side = 32 if units <= 1024 else 16
         columns = math.ceil(math.sqrt(units))
-        page = contact_sheets.sheet(name, parts, range(units), side, columns)
+        page = contact_sheets.sheet(labels, parts, range(units), side, columns)
         with files.replacing(everything) as file:
             page.save(file, "JPEG", quality=80)

@@ -99,7 +99,7 @@ function plain(title, unit) {
   return [fold(title, html("dl", {}, ...facts))];
 }
 function explained(unit) {
-  const titles = atlas.findings.map(({ title }) => title).filter((title) => finding(title, unit) && !["name", "maps"].includes(title));
+  const titles = atlas.findings.map(({ title }) => title).filter((title) => finding(title, unit) && !["name", "maps", "class"].includes(title));
   const known = Object.keys(sections).filter((title) => titles.includes(title)), others = titles.filter((title) => !(title in sections));
   return [...known.flatMap((title) => sections[title](unit)), ...others.flatMap((title) => plain(title, unit))];
 }
