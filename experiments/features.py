@@ -20,23 +20,29 @@ Against an atlas of Tiny ImageNet, all of them reach the data set's maximum, hal
 2.4 times as much (in 8 minutes 2.6 times, with `--config.size=128`).
 """
 
+import contextlib
 import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from nstvis import images, models
-from nstvis.runs.config import Network, bounded
+from nstvis import data, images, models
+from nstvis.runs.config import Network, bounded, chosen
 from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
-from nstvis.synthesis.features import Row, Search, Settings, log_summary
-from nstvis.units import atlas, scan_file, table, unit_names
+from nstvis.synthesis import canvas
+from nstvis.synthesis.features import Row, Search, Settings, around, log_summary
+from nstvis.units import atlas, scan, scan_file, table, unit_names
+from nstvis.units.patches import Images
+from nstvis.units.receptive_fields import receptive_fields
 
 logger = logging.getLogger(__name__)
+
+SPECTRA = 256  # images whose spectra are averaged
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,8 +54,19 @@ class Config(Settings, Network):
     # Workdir of a finished --experiment=units: its maxima are compared with, and its
     # atlas shows the pictures.
     atlas: str = ""
+    # What a picture starts from: noise, or patch, the unit's own top-activating patch in
+    # the middle of its image, which takes an atlas.
+    start: str = chosen("noise", "patch")
     # Pictures that are optimised at once.
     chunk: int = bounded(16, least=1, most=4096)
+
+    def check(self) -> None:
+        """Raises a ValueError if there are no patches to start from."""
+        if self.start == "patch" and not self.atlas:
+            raise ValueError(
+                "start=patch: the patches are those of a finished --experiment=units;"
+                " name its workdir by --config.atlas"
+            )
 
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
@@ -62,20 +79,26 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     )
     counts = models.units(forward, params, config.size)
     units = unit_names.parse_list(config.units, counts)
-    maxima = _maxima(config, forward, params)
+    scanned = _scanned(config, forward, params)
+    magnitudes = _magnitudes(config) if config.canvas == "maco" else None
     for layer, numbers in units.items():
         (workdir / "features" / layer).mkdir(parents=True, exist_ok=True)
         left = [n for n in numbers if not _file(workdir, layer, n).exists()]
         if left:
             chunk = min(config.chunk, len(numbers))
-            search = Search(forward, params, layer, config, chunk)
-            _optimize(config, workdir, search, left)
+            search = Search(forward, params, layer, config, chunk, magnitudes)
+            start = None
+            if config.start == "patch":
+                start = _start(config, forward, params, layer, scanned)
+            _optimize(config, workdir, search, left, start)
     if config.atlas:
         _add_to_atlas(config, workdir, units)
     pages, table_rows = [], []
     for layer, numbers in units.items():
         files = [_file(workdir, layer, number) for number in numbers]
-        known = maxima[layer][numbers] if layer in maxima else [math.nan] * len(files)
+        known = np.full(len(files), math.nan)
+        if layer in scanned:
+            known = scanned[layer].top.score[numbers, 0]
         rows = [
             Row(number, images.read_settings(file)["activation"], float(maximum))
             for number, file, maximum in zip(numbers, files, known)
@@ -94,10 +117,10 @@ def _file(workdir: pathlib.Path, layer: str, unit: int) -> pathlib.Path:
     return workdir / "features" / layer / f"{unit}.png"
 
 
-def _maxima(
+def _scanned(
     config: Config, forward: models.Forward, params: models.Params
-) -> dict[str, np.ndarray]:
-    """Layer to the highest activation of each unit in the atlas's data set."""
+) -> Mapping[str, table.Layer]:
+    """Returns what the atlas's scan measured, by layer; nothing without an atlas."""
     if not config.atlas:
         return {}
     folder = pathlib.Path(config.atlas)
@@ -108,19 +131,67 @@ def _maxima(
             f"atlas={folder} is of another network: {about.model} with the weights"
             f" {about.weights}"
         )
-    layers = table.load(folder / "units.npz").layers
-    return {name: layer.top.score[:, 0] for name, layer in layers.items()}
+    return table.load(folder / "units.npz").layers
+
+
+def _pictures(config: Config) -> tuple[Images, int]:
+    """Returns the images that the atlas's scan saw, or drawn ones, and their number."""
+    sources, size = [data.load("primitives", "train", "")], 64
+    if config.atlas:
+        _, about = scan_file.load(pathlib.Path(config.atlas) / "scan.npz")
+        sources, size = scan.target_of(about).sources, about.size
+    return Images(sources, size), sum(map(len, sources))
+
+
+def _magnitudes(config: Config) -> np.ndarray:
+    """Returns the mean magnitudes of images, evenly from all of them."""
+    pictures, count = _pictures(config)
+    first = (pictures.size - config.size) // 2
+
+    def windows() -> Iterator[np.ndarray]:
+        for index in np.unique(np.linspace(0, count - 1, SPECTRA).astype(int)):
+            with contextlib.suppress(ValueError):  # it is damaged
+                yield canvas.window(pictures[index], first, first, config.size)
+
+    return canvas.mean_magnitudes(windows())
+
+
+def _start(
+    config: Config,
+    forward: models.Forward,
+    params: models.Params,
+    layer: str,
+    scanned: Mapping[str, table.Layer],
+) -> Callable[[int], np.ndarray]:
+    """Returns the function from a unit to the picture that it starts from."""
+    if layer not in scanned:
+        raise ValueError(f"start=patch: atlas={config.atlas} has no patches of {layer}")
+    top, (pictures, _) = scanned[layer].top, _pictures(config)
+    fields = receptive_fields(forward, params, config.size, config.size)[layer]
+    place = np.full(2, fields.columns // 2)  # as high as wide
+
+    def start(unit: int) -> np.ndarray:
+        middle = fields.boxes(np.array(unit), place).tolist()
+        image = pictures[top.image[unit, 0]]
+        return around(image, top.box[unit, 0], middle, config.size)
+
+    return start
 
 
 def _optimize(
-    config: Config, workdir: pathlib.Path, search: Search, units: Sequence[int]
+    config: Config,
+    workdir: pathlib.Path,
+    search: Search,
+    units: Sequence[int],
+    start: Callable[[int], np.ndarray] | None,
 ) -> None:
     """Writes units' pictures, chunk by chunk, with the activation in each file."""
     chunks = [units[i : i + search.chunk] for i in range(0, len(units), search.chunk)]
     with Progress([search.flops] * (config.steps * len(chunks))) as progress:
         for done, chunk in enumerate(chunks):
             name = f"{search.layer}:{chunk[0]}-{chunk[-1]}"
-            for step, state in enumerate(search.run(chunk), 1):
+            starts = np.stack([start(unit) for unit in chunk]) if start else None
+            for step, state in enumerate(search.run(chunk, starts), 1):
                 progress.show(done * config.steps + step, name)
                 if progress.interrupted:
                     return
