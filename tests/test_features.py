@@ -78,7 +78,7 @@ def weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", canvas.KINDS)
+@pytest.mark.parametrize("kind", canvas.PLAIN)
 def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it(
     weights, kind
 ):
@@ -184,6 +184,41 @@ def test_a_search_climbs(network):
     )
     for before, after in zip(low, high):
         assert after.activation > before.activation
+
+
+@pytest.mark.slow
+def test_a_search_starts_from_the_pictures_it_is_given(weights):
+    how = settings(steps=1, learning_rate=1e-5)
+    given = np.random.default_rng(2).integers(10, 245, (2, 6, 6, 3), "uint8")
+    search = features.Search(linear, weights, "lin", how, 3)
+    *_, last = search.run([2, 0], given)
+    for (picture, _), start in zip(search.found(last, [2, 0]), given):
+        np.testing.assert_array_equal(picture, start)
+
+
+def test_phases_alone_need_magnitudes(weights):
+    with pytest.raises(ValueError, match="canvas=maco needs magnitudes"):
+        features.Search(linear, weights, "lin", settings(canvas="maco"), 1)
+
+
+@pytest.mark.parametrize("box", [(3, 1, 6, 4), (-2, 5, 1, 8)])
+def test_a_patch_is_in_the_middle_of_what_a_search_starts_from(box):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), "uint8")
+    found = features.around(image, box, (4, 5, 7, 8), 12)
+    assert found.shape == (12, 12, 3)
+    inside = [slice(max(0, first), min(8, end)) for first, end in zip(box, box[2:])]
+    moved = [
+        slice(x.start + d, x.stop + d) for x, d in zip(inside, (4 - box[0], 5 - box[1]))
+    ]
+    np.testing.assert_array_equal(found[*moved], image[*inside])
+
+
+def test_a_patch_that_is_the_whole_image_is_the_whole_picture():
+    image = np.full((8, 8, 3), 7, np.uint8)
+    image[:, 4:] = 200
+    found = features.around(image, (0, 0, 8, 8), (0, 0, 12, 12), 12)
+    assert found.shape == (12, 12, 3)
+    assert np.all(found[:, :3] == 7) and np.all(found[:, -3:] == 200)
 
 
 # The experiment.

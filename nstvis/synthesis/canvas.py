@@ -145,7 +145,7 @@ def maco(magnitudes: np.ndarray, width: int) -> Canvas:
     height = len(magnitudes)
 
     def draw(canvas: Array) -> Array:
-        spectrum = magnitudes * jnp.exp(1j * canvas)
+        spectrum = magnitudes[None] * jnp.exp(1j * canvas)
         return colored(jnp.fft.irfft2(spectrum, (height, width), axes=(1, 2)))
 
     def encode(picture: Array) -> Array:

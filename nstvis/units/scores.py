@@ -7,9 +7,10 @@ Scale Without Humans"), a machine answers here, the observer: it chooses the pat
 more like the explanation in the features of another network, so that it does not compute
 the unit again.
 
-Both patches of a pair are cut out at the same place of two images, where the first
-activates the unit most: where a patch hangs over the border tells nothing. Features are
-centred on those of random patches, or some patches would be more like anything.
+The weak patch of a pair is what activates another unit most, so that a patch is not told
+by what all units of a layer want, such as contrast; random networks' units want little
+else. Features are centred on those of random patches, or some patches would be more like
+anything.
 """
 
 import dataclasses
@@ -138,9 +139,10 @@ def find(
     progress = iter(track(names, total, "two-alternative test"))
     for name, numbers in units.items():
         rng = np.random.default_rng([seed, list(held_out.layers).index(name)])
+        activations = np.asarray(held_out.responses.score[name])
         shown = _features(
             (
-                (unit, _shown(held_out, kinds, name, unit, pairs, rng))
+                (unit, _shown(held_out, kinds, name, unit, activations, pairs, rng))
                 for _, unit in itertools.islice(progress, len(numbers))
             ),
             observe,
@@ -171,28 +173,48 @@ def _features(
     return found
 
 
+class Pairs(NamedTuple):
+    """Pairs of images of which the first activates a unit more.
+
+    Attributes:
+        strong: Numbers of the images that activate it most, `[pairs]`.
+        weak: Numbers of images of the less activating half.
+        others: The units which these activate most of that half.
+    """
+
+    strong: np.ndarray
+    weak: np.ndarray
+    others: np.ndarray
+
+
 def draw_pairs(
-    scores: np.ndarray, candidates: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws pairs of images, of which the first activates a unit more.
+    scores: np.ndarray,
+    unit: int,
+    candidates: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+) -> Pairs:
+    """Draws pairs of images, each with another unit of the layer.
 
     Args:
-        scores: The unit's activations, `[images]`.
+        scores: The layer's activations, `[images, units]`.
+        unit: Which unit is tested.
         candidates: Numbers of the images that may be drawn.
         count: Of pairs, at most.
         rng: Source of randomness.
-
-    Returns:
-        Numbers of the images that activate the unit most, and of as many random ones of
-        the less activating half. No pair has the same activation twice.
     """
-    order = candidates[np.argsort(-scores[candidates], kind="stable")]
-    half = len(order) // 2
-    count = min(count, half)
-    strong = order[:count]
-    weak = rng.permutation(order[len(order) - half :])[:count]
-    differ = scores[strong] > scores[weak]
-    return strong[differ], weak[differ]
+    order = candidates[np.argsort(-scores[candidates, unit], kind="stable")]
+    less = order[len(order) - len(order) // 2 :]
+    # A unit that is the same for all of these has no place where it is most active.
+    differing = scores[less].max(0, initial=-np.inf) > scores[less].min(
+        0, initial=np.inf
+    )
+    others = rng.permutation(np.flatnonzero(differing))
+    others = others[others != unit][: min(count, len(less))]
+    strong = order[: len(others)]
+    weak = less[[scores[less, other].argmax() for other in others]]
+    differ = scores[strong, unit] > scores[weak, unit]
+    return Pairs(strong[differ], weak[differ], others[differ])
 
 
 def _shown(
@@ -200,33 +222,34 @@ def _shown(
     kinds: Mapping[str, Panel],
     name: str,
     unit: int,
+    activations: np.ndarray,
     pairs: int,
     rng: np.random.Generator,
 ) -> dict[str, list[np.ndarray]]:
     """Returns all pictures of a unit: both halves of its pairs, and its explanations."""
     responses, fields = held_out.responses, held_out.fields[name]
-    top = held_out.layers[name].top
-    own = top.image[unit] >= 0
-    candidates = np.flatnonzero(~np.isin(responses.index, top.image[unit]))
-    scores = np.asarray(responses.score[name][:, unit])
-    strong, weak = draw_pairs(scores, candidates, pairs, rng)
-    if not len(strong):
+    top, index = held_out.layers[name].top, responses.index
+    candidates = np.flatnonzero(~np.isin(index, top.image[unit]))
+    drawn = draw_pairs(activations, unit, candidates, pairs, rng)
+    if not len(drawn.strong):
         return {}
 
     def cut(image: Any, place: Sequence[int] | np.ndarray) -> np.ndarray:
         return _seen(held_out.pictures[image], fields, unit, place)
 
-    places = [
-        divmod(int(responses.position[name][i, unit]), fields.columns) for i in strong
-    ]
-    others = np.setdiff1d(candidates, np.concatenate([strong, weak]))
-    others = rng.choice(others if len(others) else candidates, own.sum())
-    index, tops = responses.index, top.position[unit][own]
+    def peak(row: int, unit: int) -> np.ndarray:
+        place = divmod(int(responses.position[name][row, unit]), fields.columns)
+        return cut(index[row], place)
+
+    own = top.image[unit] >= 0
+    rest = np.setdiff1d(candidates, np.concatenate(drawn[:2]))
+    random = index[rng.choice(rest if len(rest) else candidates, own.sum())]
+    places = top.position[unit][own]
     return {
-        "strong": [cut(index[i], place) for i, place in zip(strong, places)],
-        "weak": [cut(index[i], place) for i, place in zip(weak, places)],
-        "patches": [cut(i, place) for i, place in zip(top.image[unit][own], tops)],
-        "random": [cut(index[i], place) for i, place in zip(others, tops)],
+        "strong": [peak(row, unit) for row in drawn.strong],
+        "weak": [peak(row, other) for row, other in zip(drawn.weak, drawn.others)],
+        "patches": [*map(cut, top.image[unit][own], places)],
+        "random": [*map(cut, random, places)],
         **{
             kind: list(panel[name][unit])
             for kind, panel in kinds.items()
