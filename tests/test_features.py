@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import launcher
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import features as experiment
 from nstvis import images, models
@@ -358,6 +359,45 @@ def test_interrupted_it_resumes_with_the_pictures_that_are_missing(
     assert experiment.run(config(network), tmp_path) == ["features.csv", "conv2.png"]
     assert kept.stat().st_mtime_ns == written
     assert_same_end(tmp_path, whole)
+
+
+def test_patches_to_start_from_take_an_atlas(network):
+    with pytest.raises(ValueError, match="start=patch: the patches are those of"):
+        configs.check(config(network, start="patch"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"start": "patch"}, {"canvas": "maco"}])
+def test_pictures_start_from_patches_or_have_the_magnitudes_of_images(
+    network, whole, tmp_path, monkeypatch, changes
+):
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    atlas_of(network, folder, np.ones(7))
+    shown = np.random.default_rng(0).integers(5, 250, (20, 9, 9, 3), "uint8")
+
+    class Shown:
+        size = 9
+
+        def __getitem__(self, index):
+            if index == 3:
+                raise ValueError("damaged")
+            return shown[index]
+
+    monkeypatch.setattr(experiment, "_pictures", lambda config: (Shown(), 20))
+    still = {"steps": 1, "learning_rate": 1e-4} | changes
+    experiment.run(config(network, atlas=str(folder), **still), tmp_path / "run")
+    for unit, picture in painted(tmp_path / "run")["conv2"].items():
+        if "start" in changes:  # the box is no smaller part than the whole of image 0
+            start = np.asarray(Image.fromarray(shown[0]).resize((12, 12)))
+            assert abs(picture - np.clip(start, 5.1, 249.9)).max() <= 1
+        else:
+            found = canvas.mean_magnitudes([np.clip(picture, 5, 250)])
+            sound = [shown[i] for i in range(20) if i != 3]
+            windows = [canvas.window(image, -2, -2, 12) for image in sound]
+            expected = canvas.mean_magnitudes(windows)
+            ratio = found[:, 1:-1].sum() / expected[:, 1:-1].sum()
+            assert ratio == pytest.approx(1, abs=0.1), unit
 
 
 @pytest.mark.slow

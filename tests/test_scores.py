@@ -5,13 +5,18 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from atlases import layer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from PIL import Image
 from scipy import stats
 
-from nstvis.units import scores
+from experiments import scores as experiment
+from nstvis.runs import config as configs
+from nstvis.runs.files import read_csv
+from nstvis.units import atlas, scores, survey, table
 from nstvis.units.receptive_fields import receptive_fields
 from nstvis.units.responses import Responses
 
@@ -55,7 +60,9 @@ def test_pairs_are_held_out_and_one_of_each_is_weak(seed, units, count):
 
 
 def test_strong_images_are_the_highest_and_weak_ones_another_unit_s():
-    table = np.array([[9, 0, 0], [8, 0, 0], [7, 5, 5], [3, 1, 6], [2, 8, 1], [1, 2, 3]])
+    table = np.array(
+        [[9.0, 0, 0], [8, 0, 0], [7, 5, 5], [3, 1, 6], [2, 8, 1], [1, 2, 3]]
+    )
     rng = np.random.default_rng(0)
     pairs = scores.draw_pairs(table, 0, np.arange(1, 6), 2, rng)
     assert list(pairs.strong) == [1, 2]
@@ -192,3 +199,47 @@ def test_an_observer_is_another_network(observed, other, monkeypatch):
     found = scores.observer(observed)(iter(pictures))  # more than a batch
     np.testing.assert_allclose(found, [[i] * 3 for i in range(1, 131)], rtol=1e-5)
     assert not len(scores.observer(observed)([]))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, "atlas: name the workdir"),
+        ({"atlas": "a", "features": "x/maco,y/maco"}, "maco would be two kinds"),
+        ({"atlas": "a", "features": "runs/patches"}, "patches would be two kinds"),
+    ],
+)
+def test_a_test_without_an_atlas_or_with_two_kinds_of_a_name_is_refused(
+    fields, message
+):
+    with pytest.raises(ValueError, match=message):
+        configs.check(experiment.Config(**fields))
+
+
+@pytest.mark.slow
+def test_the_experiment_leaves_a_table_a_figure_and_the_atlas_s_finding(
+    tmp_path, monkeypatch
+):
+    model, dataset = small.write(tmp_path)
+    folder, painted = tmp_path / "units", tmp_path / "painted"
+    folder.mkdir()
+    how = {"model": model, "weights": "random", "dataset": dataset, "k": 3}
+    survey.survey(survey.Settings(**how, size=32, batch=24, layers="conv2"), folder)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), "uint8")
+    (painted / "features" / "conv2").mkdir(parents=True)
+    Image.fromarray(picture).save(painted / "features" / "conv2" / "4.png")
+    monkeypatch.setattr(scores, "observer", lambda model: mean_colour)
+    config = experiment.Config(
+        atlas=str(folder), features=str(painted), images=90, batch=24, pairs=3
+    )
+    assert experiment.run(config, tmp_path) == ["scores.csv", "scores.png"]
+    found = {(row[0], row[1]): row[2:] for row in read_csv(tmp_path / "scores.csv")}
+    assert {kind for kind, _ in found} == {
+        *("patches", "deconvnet", "painted", "random", "others")
+    }
+    assert found["painted", "conv2"][-1] == "1"
+    (finding,) = table.load(folder / "units.npz").findings["scores"].values()
+    mean = np.nanmean(finding["patches"])
+    assert float(found["patches", "conv2"][0]) == pytest.approx(mean)
+    unit = atlas.Atlas(folder).unit("conv2", 4)
+    assert unit.findings["scores"]["painted"] == finding["painted"][4]
