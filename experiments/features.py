@@ -20,12 +20,11 @@ Against an atlas of Tiny ImageNet, all of them reach the data set's maximum, hal
 2.4 times as much (in 8 minutes 2.6 times, with `--config.size=128`).
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -34,15 +33,11 @@ from nstvis import data, images, models
 from nstvis.runs.config import Network, bounded, chosen
 from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
-from nstvis.synthesis import canvas
-from nstvis.synthesis.features import Row, Search, Settings, around, log_summary
-from nstvis.units import atlas, scan, scan_file, table, unit_names
+from nstvis.synthesis.features import Row, Search, Settings, log_summary
+from nstvis.units import atlas, scan, scan_file, starts, table, unit_names
 from nstvis.units.patches import Images
-from nstvis.units.receptive_fields import receptive_fields
 
 logger = logging.getLogger(__name__)
-
-SPECTRA = 256  # images whose spectra are averaged
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,7 +75,11 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     counts = models.units(forward, params, config.size)
     units = unit_names.parse_list(config.units, counts)
     scanned = _scanned(config, forward, params)
-    magnitudes = _magnitudes(config) if config.canvas == "maco" else None
+    if config.start == "patch" and (other := units.keys() - scanned.keys()):
+        raise ValueError(f"start=patch: {config.atlas} has no patches of {min(other)}")
+    magnitudes = None
+    if config.canvas == "maco":
+        magnitudes = starts.magnitudes(*_pictures(config), config.size)
     for layer, numbers in units.items():
         (workdir / "features" / layer).mkdir(parents=True, exist_ok=True)
         left = [n for n in numbers if not _file(workdir, layer, n).exists()]
@@ -89,7 +88,10 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
             search = Search(forward, params, layer, config, chunk, magnitudes)
             start = None
             if config.start == "patch":
-                start = _start(config, forward, params, layer, scanned)
+                top, (pictures, _) = scanned[layer].top, _pictures(config)
+                start = starts.from_patches(
+                    forward, params, layer, top, pictures, config.size
+                )
             _optimize(config, workdir, search, left, start)
     if config.atlas:
         _add_to_atlas(config, workdir, units)
@@ -143,41 +145,6 @@ def _pictures(config: Config) -> tuple[Images, int]:
     return Images(sources, size), sum(map(len, sources))
 
 
-def _magnitudes(config: Config) -> np.ndarray:
-    """Returns the mean magnitudes of images, evenly from all of them."""
-    pictures, count = _pictures(config)
-    first = (pictures.size - config.size) // 2
-
-    def windows() -> Iterator[np.ndarray]:
-        for index in np.unique(np.linspace(0, count - 1, SPECTRA).astype(int)):
-            with contextlib.suppress(ValueError):  # it is damaged
-                yield canvas.window(pictures[index], first, first, config.size)
-
-    return canvas.mean_magnitudes(windows())
-
-
-def _start(
-    config: Config,
-    forward: models.Forward,
-    params: models.Params,
-    layer: str,
-    scanned: Mapping[str, table.Layer],
-) -> Callable[[int], np.ndarray]:
-    """Returns the function from a unit to the picture that it starts from."""
-    if layer not in scanned:
-        raise ValueError(f"start=patch: atlas={config.atlas} has no patches of {layer}")
-    top, (pictures, _) = scanned[layer].top, _pictures(config)
-    fields = receptive_fields(forward, params, config.size, config.size)[layer]
-    place = np.full(2, fields.columns // 2)  # as high as wide
-
-    def start(unit: int) -> np.ndarray:
-        middle = fields.boxes(np.array(unit), place).tolist()
-        image = pictures[top.image[unit, 0]]
-        return around(image, top.box[unit, 0], middle, config.size)
-
-    return start
-
-
 def _optimize(
     config: Config,
     workdir: pathlib.Path,
@@ -190,8 +157,8 @@ def _optimize(
     with Progress([search.flops] * (config.steps * len(chunks))) as progress:
         for done, chunk in enumerate(chunks):
             name = f"{search.layer}:{chunk[0]}-{chunk[-1]}"
-            starts = np.stack([start(unit) for unit in chunk]) if start else None
-            for step, state in enumerate(search.run(chunk, starts), 1):
+            given = np.stack([start(unit) for unit in chunk]) if start else None
+            for step, state in enumerate(search.run(chunk, given), 1):
                 progress.show(done * config.steps + step, name)
                 if progress.interrupted:
                     return

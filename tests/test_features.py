@@ -17,7 +17,7 @@ from nstvis import images, models
 from nstvis.runs import config as configs
 from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features
-from nstvis.units import atlas, scan_file, table, unit_names
+from nstvis.units import atlas, scan_file, starts, table, unit_names
 from nstvis.units import maxima as running
 
 STILL = features.Settings(
@@ -205,7 +205,7 @@ def test_phases_alone_need_magnitudes(weights):
 @pytest.mark.parametrize("box", [(3, 1, 6, 4), (-2, 5, 1, 8)])
 def test_a_patch_is_in_the_middle_of_what_a_search_starts_from(box):
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), "uint8")
-    found = features.around(image, box, (4, 5, 7, 8), 12)
+    found = starts.around(image, box, (4, 5, 7, 8), 12)
     assert found.shape == (12, 12, 3)
     inside = [slice(max(0, first), min(8, end)) for first, end in zip(box, box[2:])]
     moved = [
@@ -217,7 +217,7 @@ def test_a_patch_is_in_the_middle_of_what_a_search_starts_from(box):
 def test_a_patch_that_is_the_whole_image_is_the_whole_picture():
     image = np.full((8, 8, 3), 7, np.uint8)
     image[:, 4:] = 200
-    found = features.around(image, (0, 0, 8, 8), (0, 0, 12, 12), 12)
+    found = starts.around(image, (0, 0, 8, 8), (0, 0, 12, 12), 12)
     assert found.shape == (12, 12, 3)
     assert np.all(found[:, :3] == 7) and np.all(found[:, -3:] == 200)
 

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
-from PIL import Image
 
 from nstvis import devices, models
 from nstvis.hoisting import hoisted
@@ -264,27 +263,6 @@ def make_measure(forward: models.Forward, layer: str, canvas: canvas.Canvas):
         return pictures, jnp.take_along_axis(highest, units[:, None], 1)[:, 0]
 
     return measure
-
-
-def around(
-    image: np.ndarray, box: Sequence[int], middle: Sequence[int], size: int
-) -> np.ndarray:
-    """Returns a picture to start from: an image, moved so that a patch is in the middle.
-
-    Args:
-        image: uint8 `[height, width, 3]`; reflected where the picture goes beyond it.
-        box: The patch: top, left, bottom, right in pixels of the image, which may be the
-            whole of it.
-        middle: The receptive field, in pixels of the picture, of the unit that is
-            maximised.
-        size: Side of the picture, in pixels.
-
-    Returns:
-        uint8 `[size, size, 3]`.
-    """
-    if middle[2] - middle[0] != box[2] - box[0]:  # the field is all there is
-        return np.asarray(Image.fromarray(image).resize((size, size)))
-    return canvas.window(image, box[0] - middle[0], box[1] - middle[1], size)
 
 
 class Row(NamedTuple):
