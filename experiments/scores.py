@@ -15,6 +15,12 @@ the patches of another unit. Half of the answers would be right by chance.
 Leaves `scores.csv` (accuracy by kind of picture and layer, with 95 % intervals by bootstrap
 over units) and `scores.png`. The accuracies of each unit become the finding `scores` of the
 atlas and its `units.npz`.
+
+Measured on `alexnet_small`, Tiny ImageNet's 5,000 validation images and 14 units of each of
+its eight layers, by the observer `vgg_small`: the nine patches give 91 % right answers (95 %
+interval 89 to 93), those of a network with random weights 76 % (73 to 79), the controls 46
+and 51 %. By layer it is 96, 86, 76, 86, 94, 98, 95 and 98 % from conv1 to fc8 (random weights:
+82, 72, 79, 74, 78, 76, 65 and 79 %): only in conv3 do random weights do as well.
 """
 
 import dataclasses

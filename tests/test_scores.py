@@ -118,8 +118,8 @@ def held_out():
     )
 
 
-def find(held_out, kinds, pairs=2, units=range(4)):
-    arguments = {"colour": list(units)}, kinds, held_out, mean_colour
+def find(held_out, kinds, pairs=2, units=range(4), observe=mean_colour):
+    arguments = {"colour": list(units)}, kinds, held_out, observe
     return scores.find(*arguments, pairs=pairs, seed=0)["colour"]
 
 
@@ -150,6 +150,19 @@ def test_a_test_depends_on_its_seed_alone_and_untested_units_have_no_number(held
         np.testing.assert_array_equal(values, again[name])
     dead = find(held_out, {}, units=[3])
     assert not dead["pairs"].any() and np.isnan(dead["patches"]).all()
+
+
+def test_what_all_patches_have_in_common_makes_none_more_like_another(held_out):
+    noise = np.random.default_rng(1).integers(0, 256, (3, 5, 8, 8, 3), "uint8")
+    noise[..., 0] //= 4
+    kinds = {"noise": {"colour": dict(enumerate(noise))}}
+
+    def biased(pictures):
+        return mean_colour(pictures) + np.float32([900, 20, -40])
+
+    expected = find(held_out, kinds)
+    for name, values in find(held_out, kinds, observe=biased).items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 def test_explanations_are_none_of_what_is_tested(held_out):

@@ -132,7 +132,9 @@ def find(
         Layer to `pairs`, int32 `[units]`, how many each was tested on, and to accuracies,
         float64 `[units]`, NaN where there are no pairs or no picture: of `patches`, of
         each of the `kinds`, and of two controls: `random`, as many patches of random
-        images, and `others`, the top-activating patches of another unit of the layer.
+        images at the places of the top-activating ones, whose accuracy is above 0.5 where
+        places alone tell something (grey beyond a border, for one), and `others`, the
+        top-activating patches of another unit of the layer.
     """
     found, total = {}, sum(map(len, units.values()))
     names = ((name, unit) for name in units for unit in units[name])
