@@ -5,6 +5,8 @@ r"""Feature visualisation: optimises pictures that activate units.
         --config.atlas=runs/units --workdir=runs/features
     python launch.py --experiment=features --config.units='conv5:*' \
         --config.model=alexnet --config.weights=torchvision --config.size=192
+    python launch.py --experiment=features --config.atlas=runs/units \
+        --config.start=patch --workdir=runs/accentuated
 
 Erhan et al. (2009), Olah, Mordvintsev & Schubert (2017, Feature Visualization, Figures 1
 and 2): from almost grey noise, gradient ascent on the picture raises one unit's
@@ -18,6 +20,12 @@ on which others are asked for.
 The first command takes five minutes on two cores of an AMD EPYC (Zen 4) for 256 units.
 Against an atlas of Tiny ImageNet, all of them reach the data set's maximum, half of them
 2.4 times as much (in 8 minutes 2.6 times, with `--config.size=128`).
+
+`start=patch` accentuates what the unit's own top-activating patch has; `canvas=maco` (Fel et
+al. 2023, arXiv:2306.06805) optimises phases alone and takes the magnitudes from the images
+that the atlas's scan saw, or without one from drawn images. Of 24 units each of conv3 and
+conv5, half reach 2.9 and 2.6 times the maximum by default, 2.7 and 2.7 times from patches,
+2.2 and 2.3 times with `maco`. `--experiment=scores` tests what such pictures tell.
 """
 
 import dataclasses
