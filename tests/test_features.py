@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import launcher
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import features as experiment
 from nstvis import images, models
 from nstvis.runs import config as configs
 from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features
-from nstvis.units import atlas, scan_file, table, unit_names
+from nstvis.units import atlas, scan_file, starts, table, unit_names
 from nstvis.units import maxima as running
 
 STILL = features.Settings(
@@ -78,7 +79,7 @@ def weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", canvas.KINDS)
+@pytest.mark.parametrize("kind", canvas.PLAIN)
 def test_a_linear_unit_wants_its_weights_as_far_from_grey_as_the_penalty_lets_it(
     weights, kind
 ):
@@ -184,6 +185,41 @@ def test_a_search_climbs(network):
     )
     for before, after in zip(low, high):
         assert after.activation > before.activation
+
+
+@pytest.mark.slow
+def test_a_search_starts_from_the_pictures_it_is_given(weights):
+    how = settings(steps=1, learning_rate=1e-5)
+    given = np.random.default_rng(2).integers(10, 245, (2, 6, 6, 3), "uint8")
+    search = features.Search(linear, weights, "lin", how, 3)
+    *_, last = search.run([2, 0], given)
+    for (picture, _), start in zip(search.found(last, [2, 0]), given):
+        np.testing.assert_array_equal(picture, start)
+
+
+def test_phases_alone_need_magnitudes(weights):
+    with pytest.raises(ValueError, match="canvas=maco needs magnitudes"):
+        features.Search(linear, weights, "lin", settings(canvas="maco"), 1)
+
+
+@pytest.mark.parametrize("box", [(3, 1, 6, 4), (-2, 5, 1, 8)])
+def test_a_patch_is_in_the_middle_of_what_a_search_starts_from(box):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), "uint8")
+    found = starts.around(image, box, (4, 5, 7, 8), 12)
+    assert found.shape == (12, 12, 3)
+    inside = [slice(max(0, first), min(8, end)) for first, end in zip(box, box[2:])]
+    moved = [
+        slice(x.start + d, x.stop + d) for x, d in zip(inside, (4 - box[0], 5 - box[1]))
+    ]
+    np.testing.assert_array_equal(found[*moved], image[*inside])
+
+
+def test_a_patch_that_is_the_whole_image_is_the_whole_picture():
+    image = np.full((8, 8, 3), 7, np.uint8)
+    image[:, 4:] = 200
+    found = starts.around(image, (0, 0, 8, 8), (0, 0, 12, 12), 12)
+    assert found.shape == (12, 12, 3)
+    assert np.all(found[:, :3] == 7) and np.all(found[:, -3:] == 200)
 
 
 # The experiment.
@@ -323,6 +359,45 @@ def test_interrupted_it_resumes_with_the_pictures_that_are_missing(
     assert experiment.run(config(network), tmp_path) == ["features.csv", "conv2.png"]
     assert kept.stat().st_mtime_ns == written
     assert_same_end(tmp_path, whole)
+
+
+def test_patches_to_start_from_take_an_atlas(network):
+    with pytest.raises(ValueError, match="start=patch: the patches are those of"):
+        configs.check(config(network, start="patch"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"start": "patch"}, {"canvas": "maco"}])
+def test_pictures_start_from_patches_or_have_the_magnitudes_of_images(
+    network, whole, tmp_path, monkeypatch, changes
+):
+    folder = tmp_path / "atlas"
+    folder.mkdir()
+    atlas_of(network, folder, np.ones(7))
+    shown = np.random.default_rng(0).integers(5, 250, (20, 9, 9, 3), "uint8")
+
+    class Shown:
+        size = 9
+
+        def __getitem__(self, index):
+            if index == 3:
+                raise ValueError("damaged")
+            return shown[index]
+
+    monkeypatch.setattr(experiment, "_pictures", lambda config: (Shown(), 20))
+    still = {"steps": 1, "learning_rate": 1e-4} | changes
+    experiment.run(config(network, atlas=str(folder), **still), tmp_path / "run")
+    for unit, picture in painted(tmp_path / "run")["conv2"].items():
+        if "start" in changes:  # the box is no smaller part than the whole of image 0
+            start = np.asarray(Image.fromarray(shown[0]).resize((12, 12)))
+            assert abs(picture - np.clip(start, 5.1, 249.9)).max() <= 1
+        else:
+            found = canvas.mean_magnitudes([np.clip(picture, 5, 250)])
+            sound = [shown[i] for i in range(20) if i != 3]
+            windows = [canvas.window(image, -2, -2, 12) for image in sound]
+            expected = canvas.mean_magnitudes(windows)
+            ratio = found[:, 1:-1].sum() / expected[:, 1:-1].sum()
+            assert ratio == pytest.approx(1, abs=0.1), unit
 
 
 @pytest.mark.slow

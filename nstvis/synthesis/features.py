@@ -39,7 +39,8 @@ class Settings(Seed):
     objective: str = chosen(*OBJECTIVES)
     # Side of the pictures, in pixels: a bit more than a unit's receptive field.
     size: int = bounded(96, least=1, most=4096)
-    # What is optimised: Fourier coefficients or pixels.
+    # What is optimised: Fourier coefficients, pixels, or maco: the phases of Fourier
+    # coefficients, whose magnitudes are natural images'.
     canvas: str = chosen(*canvas.KINDS)
     # Adam's steps for each picture.
     steps: int = bounded(64, least=1, most=1_000_000)
@@ -88,72 +89,81 @@ class Search:
         layer: str,
         settings: Settings,
         chunk: int,
+        magnitudes: np.ndarray | None = None,
     ):
-        """Raises a ValueError if a setting is out of its bounds."""
+        """Compiles the search.
+
+        Args:
+            forward: The network.
+            params: Its parameters.
+            layer: Name of the layer.
+            settings: How to optimise.
+            chunk: Units whose pictures are optimised together.
+            magnitudes: From `canvas.mean_magnitudes`, which the canvas `maco` needs.
+
+        Raises:
+            ValueError: A setting is out of its bounds.
+        """
         config.check(settings)
         self.layer, self.chunk = layer, chunk
         self._settings = settings
-        self._canvas = canvas.KINDS[settings.canvas](settings.size, settings.size)
+        self._canvas = _canvas(settings, magnitudes)
         self._optimizer = optax.adam(settings.learning_rate)
-        count = max(n for n in range(1, jax.local_device_count() + 1) if not chunk % n)
-        mesh = jax.make_mesh(
-            (count,),
-            ("data",),
-            (jax.sharding.AxisType.Auto,),
-            devices=jax.local_devices()[:count],
-        )
+        mesh = _mesh(chunk)
         self._divided, self._common = (
             NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ())
         )
-        options = dict[str, bool | str](devices.compile_options())
-        keys, units = self._keys(range(1)), self._padded(range(1))
-        states = jax.eval_shape(self._start, keys)
-        shape = chunk // count, settings.size, settings.size, 3
+        shape = chunk // mesh.size, settings.size, settings.size, 3
         prepare, network = hoisted(
             forward, params, jax.ShapeDtypeStruct(shape, jnp.float32)
         )
         self._params = jax.device_put(params, self._common)
         self._prepared = jax.device_put(jax.jit(prepare)(params), self._common)
-        step = minimize.make_batched_step(
-            make_objectives(network, layer, self._canvas, settings),
-            self._optimizer,
-            lambda canvas: canvas,
-        )
+        self._compile(mesh, forward, network)
+
+    def _compile(
+        self, mesh: jax.sharding.Mesh, forward: models.Forward, network: models.Forward
+    ) -> None:
+        """Compiles the step, of the prepared network, and the measurement."""
         of_each, of_all = PartitionSpec("data"), PartitionSpec()
-        step = jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(of_each, (of_all, of_each), of_each),
-            out_specs=of_each,
-            check_vma=False,
+        divide = functools.partial(
+            jax.shard_map, mesh=mesh, out_specs=of_each, check_vma=False
         )
-        measure = jax.shard_map(
-            make_measure(forward, layer, self._canvas),
-            mesh=mesh,
-            in_specs=(of_all, of_each, of_each),
-            out_specs=of_each,
-            check_vma=False,
-        )
+        objectives = make_objectives(network, self.layer, self._canvas, self._settings)
+        step = minimize.make_batched_step(objectives, self._optimizer, lambda x: x)
+        step = divide(step, in_specs=(of_each, (of_all, of_each), of_each))
+        measure = make_measure(forward, self.layer, self._canvas)
+        measure = divide(measure, in_specs=(of_all, of_each, of_each))
+        keys, units = self._keys(range(1)), self._padded(range(1))
         states = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._divided),
-            states,
+            jax.eval_shape(self._from_noise, keys),
         )
-        step = jax.jit(step, donate_argnums=0)
-        lowered = step.lower(states, (self._prepared, units), keys)
+        options = dict[str, bool | str](devices.compile_options())
+        lowered = jax.jit(step, donate_argnums=0).lower(
+            states, (self._prepared, units), keys
+        )
         self._step = lowered.compile(options)
         self.flops = (self._step.cost_analysis() or {}).get("flops", 0.0)
         lowered = jax.jit(measure).lower(self._params, states.canvas, units)
         self._measure = lowered.compile(options)
 
-    def run(self, units: Sequence[int]) -> Iterator[minimize.State]:
+    def run(
+        self, units: Sequence[int], pictures: np.ndarray | None = None
+    ) -> Iterator[minimize.State]:
         """Yields the state after each step, valid until the next.
 
         Args:
             units: Numbers of at most `chunk` units.
+            pictures: What to start from, `[units, size, size, 3]`, RGB 0..255; noise by
+                default.
         """
         keys, data = self._keys(units), (self._prepared, self._padded(units))
         steps = range(self._settings.steps)
-        states = jax.jit(self._start, out_shardings=self._divided)(keys)
+        start, given = self._from_noise, keys
+        if pictures is not None:
+            start, given = self._from_pictures, self._padded(pictures)
+        states = jax.jit(start, out_shardings=self._divided)(given)
         for state, _ in minimize.minimize(self._step, states, data, keys, steps):
             yield state
 
@@ -166,16 +176,20 @@ class Search:
             for _, picture, activation in zip(units, pictures, activations)
         ]
 
-    def _start(self, keys: Array) -> minimize.State:
-        def start(key: Array) -> minimize.State:
-            return minimize.start(self._canvas.start(key), self._optimizer)
+    def _from_noise(self, keys: Array) -> minimize.State:
+        return self._started(jax.vmap(self._canvas.start)(keys))
 
-        return jax.vmap(start)(keys)
+    def _from_pictures(self, pictures: Array) -> minimize.State:
+        return self._started(jax.vmap(self._canvas.encode)(pictures[:, None]))
 
-    def _padded(self, units: Sequence[int]) -> Array:
-        """Repeats the last unit until the chunk is full."""
-        padded = np.pad(units, (0, self.chunk - len(units)), "edge")
-        return jax.device_put(padded, self._divided)
+    def _started(self, canvases: Array) -> minimize.State:
+        return jax.vmap(lambda x: minimize.start(x, self._optimizer))(canvases)
+
+    def _padded(self, values: Sequence[int] | np.ndarray) -> Array:
+        """Repeats what is the last unit's until the chunk is full."""
+        values = np.asarray(values)
+        margins = [(0, self.chunk - len(values)), *[(0, 0)] * (values.ndim - 1)]
+        return jax.device_put(np.pad(values, margins, "edge"), self._divided)
 
     def _keys(self, units: Sequence[int]) -> Array:
         """A key for each unit, whatever else its chunk holds."""
@@ -183,6 +197,21 @@ class Search:
         key = jax.random.fold_in(jax.random.key(self._settings.seed), layer)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self._padded(units))
         return jax.device_put(keys, self._divided)
+
+
+def _canvas(settings: Settings, magnitudes: np.ndarray | None) -> canvas.Canvas:
+    if settings.canvas in canvas.PLAIN:
+        return canvas.PLAIN[settings.canvas](settings.size, settings.size)
+    if magnitudes is None:
+        raise ValueError(f"canvas={settings.canvas} needs magnitudes of natural images")
+    return canvas.maco(magnitudes, settings.size)
+
+
+def _mesh(chunk: int) -> jax.sharding.Mesh:
+    """Returns as many of this host's devices as divide a chunk."""
+    count = max(n for n in range(1, jax.local_device_count() + 1) if not chunk % n)
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((count,), ("data",), auto, devices=jax.local_devices()[:count])
 
 
 def make_objectives(
