@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -34,6 +34,7 @@ scores = st.lists(st.integers(-3, 3), min_size=6, max_size=30).flatmap(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(scores)
 def test_auroc_and_p_are_mann_and_whitney_s(drawn):
     values, count = np.array(drawn[0], float), drawn[1]
@@ -49,6 +50,7 @@ def test_auroc_and_p_are_mann_and_whitney_s(drawn):
         )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_q_values_are_benjamini_and_hochberg_s(p):
     expected = stats.false_discovery_control(p)

@@ -4,8 +4,8 @@ INVERT (Bykov et al. 2023, arXiv:2311.13594): a beam search for AND, OR and NOT 
 concepts, by the AUROC of the unit's activations.
 """
 
-import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ GAIN = 0.005
 # What a formula loses of its AUROC by the share of the images, beyond half of them, that
 # it holds for: such a formula says what does not activate a unit. INVERT has none.
 GENERAL = 0.4
-# The share of units for which chance may extend a formula, by the bound of the normal
-# distribution's tail over all extensions that are compared.
+# The share of units for which chance may extend a formula: Bonferroni's correction for
+# all extensions that are compared.
 CHANCE = 0.05
 
 _AND, _AND_NOT, _OR, _OR_NOT = range(4)
@@ -133,7 +133,7 @@ def choose(ranks: np.ndarray, half: Half) -> list[Formula]:
     beams = _Beams([[()] for _ in range(units)], every, np.zeros((units, 1)))
     for place in range(TERMS):
         score, deviations = _extended(ranks.astype(np.float32), beams.held, half)
-        certain = deviations >= math.sqrt(2 * math.log(score[0].size / CHANCE))
+        certain = deviations >= NormalDist().inv_cdf(1 - CHANCE / score[0].size)
         if place:
             parts = np.maximum(beams.score[..., None, None], single)
             score = np.where(certain & (score > parts), score, -np.inf)
