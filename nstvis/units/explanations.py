@@ -31,7 +31,8 @@ from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
 from nstvis.units.responses import Responses
 
-SAMPLE = 5000  # images for which all activations are known
+# Images for which all activations are known: at least, and for each class.
+SAMPLE, OF_CLASS = 5000, 20
 
 # Title to layer to what is said of its units.
 Findings = dict[str, Mapping[str, Finding]]
@@ -91,8 +92,9 @@ class Explanations:
 
     @functools.cached_property
     def _responses(self) -> Responses:
+        count = max(SAMPLE, OF_CLASS * len(self.target.about.classes))
         return responses.measure(
-            self.target, SAMPLE, self.batch, self.workers, self.draft.work
+            self.target, count, self.batch, self.workers, self.draft.work
         )
 
     def _neighbours(self) -> Findings:
