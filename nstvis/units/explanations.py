@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from nstvis import devices
 from nstvis.runs import files
 from nstvis.runs.progress import track
 from nstvis.units import (
@@ -87,6 +88,7 @@ class Explanations:
         """Returns what a part finds, or has found for an earlier process."""
         path = self.draft.work / f"{part.__name__.strip('_')}.npz"
         if not path.exists():
+            devices.give_memory_back()  # what the part before left
             _save(path, part())
         return _load(path)
 
