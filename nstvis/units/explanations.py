@@ -7,6 +7,7 @@ after another and kept in the draft, so that an interruption loses one of them a
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -31,6 +32,9 @@ from nstvis.units.drawing import Drawing
 from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
 from nstvis.units.responses import Responses
+from nstvis.units.sprites import Grid
+
+logger = logging.getLogger(__name__)
 
 # Images for which all activations are known: at least, and for each class.
 SAMPLE, OF_CLASS = 5000, 20
@@ -149,6 +153,11 @@ class Explanations:
         for number, (name, layer) in enumerate(self.layers.items()):
             fields = self.target.fields[name]
             if not fields.stride:
+                continue
+            try:
+                Grid.of(self.target.about.k, fields.columns)
+            except ValueError as error:
+                logger.warning("no maps of %s: %s", name, error)
                 continue
             drawn = activation_maps.project(
                 self.target.forward,
