@@ -131,11 +131,23 @@ def test_help_shows_defaults_bounds_and_inherited_comments():
     ]
 
 
+# What experiments cannot do without.
+NEEDED = {"compare": {"a": "runs/a", "b": "runs/b"}, "scores": {"atlas": "runs/a"}}
+
+
 @pytest.mark.parametrize("name", registry.names(EXPERIMENTS))
 def test_defaults_and_presets_of_experiments_are_within_their_bounds(name):
     experiment = registry.find("experiment", name, EXPERIMENTS)
-    for config in (experiment.Config(), *getattr(experiment, "PRESETS", {}).values()):
-        check(config)
+    check(experiment.Config(**NEEDED.get(name, {})))
+    for preset in getattr(experiment, "PRESETS", {}).values():
+        check(preset)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_experiments_say_what_they_need(name):
+    experiment = registry.find("experiment", name, EXPERIMENTS)
+    with pytest.raises(ValueError, match="a finished|two finished"):
+        check(experiment.Config())
 
 
 @pytest.mark.parametrize("name", registry.names(EXPERIMENTS))

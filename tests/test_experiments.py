@@ -112,7 +112,7 @@ def one_style(folder):
 
 # Their own files' tests run them through the launcher, with the networks here.
 ELSEWHERE = {"correspondence", "evolution", "invariance", "occlusion", "sanity"}
-ELSEWHERE |= {"compare", "sweep", "train", "units"}
+ELSEWHERE |= {"compare", "scores", "sweep", "train", "units"}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,11 @@ def conv_network(network):
 def objective_of(network, layer, picture, unit, **changes):
     """The loss of a canvas that draws `picture`, whatever its numbers."""
     forward, params = conv_network(network)
-    drawing = canvas.Canvas((1,), lambda numbers: jnp.asarray(picture) + 0 * numbers[0])
+
+    def draw(numbers):
+        return jnp.asarray(picture) + 0 * numbers[0]
+
+    drawing = canvas.Canvas((1,), draw, encode=lambda _: jnp.zeros(1))
     objectives = features.make_objectives(forward, layer, drawing, settings(**changes))
     data, keys = (params, jnp.int32([unit])), jax.random.split(jax.random.key(0), 1)
     losses, _ = jax.jit(objectives)(jnp.zeros((1, 1)), data, keys)

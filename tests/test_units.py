@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -277,6 +278,21 @@ def assert_same_patches(a, b):
         for x, y in pairs:
             np.testing.assert_array_equal(x, y)
     np.testing.assert_allclose(mine.mean, other.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_experiments_on_atlases_run(whole, tmp_path):
+    """Through the launcher; what they find is tested elsewhere."""
+    atlas = tmp_path / "atlas"
+    shutil.copytree(whole, atlas)
+    units = "--config.units=deep:0,1", "--config.images=40", "--config.pairs=2"
+    for name, *flags in (
+        ("compare", f"--config.a={atlas}", f"--config.b={whole}"),
+        ("scores", f"--config.atlas={atlas}", *units),
+    ):
+        workdir = tmp_path / name
+        finish(start(f"--experiment={name}", *flags, f"--workdir={workdir}"))
+        assert {f"{name}.csv", f"{name}.png"} <= {x.name for x in workdir.iterdir()}
+    assert Atlas(atlas).unit("deep", 0).findings["scores"]["pairs"]
 
 
 def test_halves_merge_to_the_whole(known, whole, tmp_path):
