@@ -84,6 +84,27 @@ def test_a_unit_is_described(small, layers):
         assert re.search(line, told, re.MULTILINE)
 
 
+def test_its_inputs_are_listed(layers, tmp_path):
+    of_mean = {
+        "layer": np.tile(["conv1", ""], (4, 1)),
+        "unit": np.tile([2, -1], (4, 1)),
+        "contribution": np.tile([-1.25, np.nan], (4, 1)),
+        "ablation": np.array([[-0.25, np.nan], *[[np.nan] * 2] * 3]),
+    }
+    write(tmp_path, layers)
+    atlas.add_findings(tmp_path, "inputs", {"mean": of_mean})
+    read = atlas.Atlas(tmp_path)
+    told = [describe(read, "mean", number).splitlines() for number in (0, 1)]
+    for lines, last in zip(told, ("-25.0%", "-1.25"), strict=True):
+        place = lines.index(
+            "Its strongest inputs: contribution, and activation lost without it."
+        )
+        assert lines[place + 1].split()[:2] == ["conv1:2", "-1.25"]
+        assert lines[place + 1].split()[-1] == last
+        assert not lines[place + 2].startswith("  conv")
+    assert "inputs" not in describe(read, "conv1", 0)
+
+
 def test_a_dead_unit_is_called_one(small):
     told = describe(small, "conv1", 3)
     assert "It is a dead unit: its activation is 0 for every image." in told

@@ -31,6 +31,7 @@ def describe(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> list
         *_field(atlas, unit, forward, params),
         *_activations(atlas, unit),
         *_name(unit),
+        *_inputs(unit),
         *_patches(unit),
     ]
 
@@ -65,6 +66,16 @@ def _name(unit: Unit) -> Iterator[str]:
             f" {known['constant_auroc']:.1%}."
         )
     yield line
+
+
+def _inputs(unit: Unit) -> Iterator[str]:
+    if not unit.inputs:
+        return
+    yield "Its strongest inputs: contribution, and activation lost without it."
+    for layer, number, value, ablation in unit.inputs:
+        lost = "" if ablation is None else f"{ablation:8.1%}"
+        name = f"{layer}:{number}"
+        yield f"  {name:12} {value:+8.3g} {lost}"
 
 
 def _field(atlas: Atlas, unit: Unit, forward: Forward, params: Params) -> Iterator[str]:
