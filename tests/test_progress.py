@@ -22,12 +22,29 @@ def handlers_come_back():
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
-def test_items_are_tracked_in_about_ten_log_lines(caplog):
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, which stands still."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+def test_items_are_tracked_in_about_ten_log_lines(caplog, clock):
     caplog.set_level("INFO", "nstvis")
-    assert list(track(range(26), 26, "letters")) == list(range(26))
+    for item in track(range(26), 26, "letters"):
+        assert clock[0] == item
+        clock[0] += 1
     assert 8 <= len(caplog.messages) <= 11
     assert caplog.messages[0].startswith("step 3 of 26: ")
     assert caplog.messages[0].endswith("letters")
+
+
+def test_a_loop_of_a_moment_is_one_line(caplog, clock):
+    caplog.set_level("INFO", "nstvis")
+    for _ in track(range(26), 26, "letters"):
+        clock[0] += 0.03
+    assert caplog.messages == ["step 26 of 26: 0:00 left, letters"]
 
 
 def test_what_an_earlier_start_did_is_counted(caplog):
@@ -84,10 +101,8 @@ def test_costs_that_are_no_count_tell_the_time_left_but_no_speed(counted, monkey
         assert loop._pace() == f"0:04 left, {'1000 GFLOP/s, ' * counted}"
 
 
-def test_a_long_loop_tells_each_minute_how_long_it_takes(caplog, monkeypatch):
+def test_a_long_loop_tells_each_minute_how_long_it_takes(caplog, clock):
     caplog.set_level("INFO", "nstvis")
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     for _ in track(range(2000), 2000, "images"):
         clock[0] += 3
         if clock[0] > 3 * 100:

@@ -205,7 +205,7 @@ def test_without_a_terminal_there_are_log_lines_with_their_own_numbers(uninterru
         out,
         re.MULTILINE,
     )
-    assert 5 <= len(lines) <= 11
+    assert 1 <= len(lines) <= 11  # a second apart, and the last one
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     losses = {row["step"]: row["J"] for row in map(json.loads, rows)}
     for step, loss in lines:

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds between two log lines, at most, and until the first one.
-_PAUSE, _FIRST = 60, 5
+# Seconds between two log lines, at most and at least, and until the first one.
+_PAUSE, _SHORTEST, _FIRST = 60, 1, 5
 
 
 class Interrupted(KeyboardInterrupt):  # which no `except Exception` takes for an error
@@ -62,8 +62,9 @@ def interruptible() -> Iterator[None]:
 class Progress:
     """Shows the progress of a loop, and lets a signal end it between two steps.
 
-    On a terminal there is a bar with the time left, elsewhere about ten log lines, and
-    more where they would be more than a minute apart; the first tells the time early.
+    On a terminal there is a bar with the time left, elsewhere about ten log lines; fewer
+    where they would be less than a second apart, and more where they would be more than a
+    minute apart; the first tells the time early.
     Ctrl-C and SIGTERM set `interrupted`; the loop saves what it needs to resume and
     breaks, and leaving the `with` block raises `Interrupted`. A second signal raises
     KeyboardInterrupt at once.
@@ -93,7 +94,8 @@ class Progress:
             bar_format="{n_fmt}/{total_fmt} {bar:8} {desc}",
         )
         self._line = self._done = done
-        self._told = time.monotonic() - _PAUSE + _FIRST
+        self._logged = time.monotonic()
+        self._told = self._logged - _PAUSE + _FIRST
         self._recent: collections.deque[tuple[float, int]] = collections.deque([], 50)
         self._logging = logging_redirect_tqdm()
 
@@ -140,9 +142,10 @@ class Progress:
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
         now = self._recent[-1][0]
-        due = (step - self._line) * 10 >= self.steps or now - self._told >= _PAUSE
-        if due and not self._terminal:
-            self._line, self._told = step, now
+        tenth = (step - self._line) * 10 >= self.steps
+        slow = now - self._logged >= _SHORTEST or step == self.steps
+        if ((tenth and slow) or now - self._told >= _PAUSE) and not self._terminal:
+            self._line, self._told, self._logged = step, now, now
             logger.info("step %d of %d: %s", step, self.steps, text)
         if self._trace:
             self._trace.advance()
