@@ -252,13 +252,40 @@ def mapped(
     )
 
 
+def own_variation(pixels: Array, block: Block, power: int) -> Array:
+    """Computes the total variation of what a block owns, from its pixels."""
+    pixel = Field(1, 0, 1), Field(1, 0, 1)
+    return total_variation(pixels, power, block.owned(pixel, pixels.shape[1:3]))
+
+
 def variation(
     size: tuple[int, int], picture: Array, blocks: Block, power: int
 ) -> Array:
     """Computes a picture's total variation block by block, in little memory."""
-    pixel = Field(1, 0, 1), Field(1, 0, 1)
 
     def sums(pixels: Array, block: Block, _: Any, __: Any) -> Array:
-        return total_variation(pixels, power, block.owned(pixel, size))
+        return own_variation(pixels, block, power)
 
     return summed(sums, size, picture, blocks, (), ())
+
+
+def summed_with_variation(
+    sums: OfBlock,
+    size: tuple[int, int],
+    picture: Array,
+    blocks: Block,
+    each: Any,
+    common: Any,
+    power: int,
+) -> tuple[Any, Array]:
+    """Adds up sums, and the total variation of the first three channels, in one pass.
+
+    Two passes would take the memory of a second gradient. The arguments are those of
+    `summed`, and the power of `total_variation`.
+    """
+
+    def both(pixels: Array, block: Block, its: Any, common: Any) -> tuple[Any, Array]:
+        variation = own_variation(pixels[..., :3], block, power)
+        return sums(pixels, block, its, common), variation
+
+    return summed(both, size, picture, blocks, each, common)

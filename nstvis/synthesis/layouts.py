@@ -81,13 +81,16 @@ class Layout:
             it is before it is rolled.
         """
         canvas = picture[..., :3]
-        picture = picture if shift is None else jnp.roll(picture, shift, (1, 2))
+        rolled = picture if shift is None else jnp.roll(picture, shift, (1, 2))
         if not self.grid:
             own = jax.tree.map(lambda x: x[0], each)
-            total = sums(picture, None, own, common)
+            total = sums(rolled, None, own, common)
             return total, losses.total_variation(canvas, power)
+        arguments = self.grid.size, rolled, self.grid.blocks, each, common
+        if shift is None:
+            return blocks.summed_with_variation(sums, *arguments, power)
+        total = blocks.summed(sums, *arguments)
         size, all_blocks = self.grid.size, self.grid.blocks
-        total = blocks.summed(sums, size, picture, all_blocks, each, common)
         return total, blocks.variation(size, canvas, all_blocks, power)
 
     def mapped(self, function: OfBlock, picture: Array, common: Any) -> Any:

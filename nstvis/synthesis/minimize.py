@@ -186,13 +186,16 @@ def _advanced(
         grad=gradient,
         value_fn=value,
     )
-    moved = project(state.canvas + state.damping * jnp.asarray(updates))
+    moments = optax.tree.where(sound, moments, state.optimizer)
     better = sound & (loss < state.best_loss)
+    best = jnp.where(better, state.canvas, state.best)
+    moved = project(state.canvas + state.damping * jnp.asarray(updates))
     following = State(
         step=state.step + 1,
-        canvas=jnp.where(sound, moved, state.best),
-        optimizer=optax.tree.where(sound, moments, state.optimizer),
-        best=jnp.where(better, state.canvas, state.best),
+        # If not sound, the best before, which this is, too; asked for itself, XLA copies it.
+        canvas=jnp.where(sound, moved, best),
+        optimizer=moments,
+        best=best,
         best_loss=jnp.where(better, loss, state.best_loss),
         damping=jnp.where(sound, state.damping, state.damping / 2),
     )
