@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from nstvis import devices
+
 BACKGROUND = 2**27  # bytes, below which a copy is saved while the run goes on
 
 
@@ -73,6 +75,8 @@ class Checkpoints:
             small = sum(leaf.nbytes for leaf in state.values()) < BACKGROUND
             if small:
                 state = jax.tree.map(jnp.copy, state)
+            else:
+                devices.give_memory_back()  # Orbax copies the state
             self._keeper.wait()  # Orbax skips a save while another one goes on.
             self._keeper.save_checkpointables_async(step, {"state": state} | parts)
             if not small:
