@@ -59,7 +59,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
                 break
             if wish == Wish.SAVE:
                 loop.save(step, state)
-        loop.finish(step, state, _range)
+        loop.finish(step, state)
         rows = _draw(workdir, reconstruction, state)
     write_csv(workdir / "reconstruct.csv", ("picture", "loss", "psnr"), rows)
     plots.metrics(

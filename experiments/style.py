@@ -125,7 +125,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
             keep(moment)
             raise
         keep(moment)
-        loop.finish(moment.step, moment.state, _numbers)
+        loop.finish(moment.step, moment.state)
         if devices.is_lead():
             _film(workdir)
         show(moment)

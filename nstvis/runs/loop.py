@@ -8,7 +8,7 @@ with Loop(workdir, settings.checkpoint_every, costs) as loop:
             break
         if wish == Wish.SAVE:
             loop.save(step, state)
-    loop.finish(step, state, text)
+    loop.finish(step, state)
 """
 
 import contextlib
@@ -56,6 +56,7 @@ class Loop:
         self.done = self._checkpoints.latest()
         self.metrics = Metrics(workdir, self.done)
         self.progress = Progress(costs, self.done)
+        self._text: Text = lambda row: ""
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -87,8 +88,9 @@ class Loop:
             metrics: With the `step`.
             text: What the progress says of an earlier step, which is done.
         """
-        if metrics and (row := self.metrics.write(metrics)):
-            self.progress.show(int(row["step"]), text(row))
+        self._text = text
+        if metrics:
+            self._show(self.metrics.write(metrics))
 
     def wish(self, step: int) -> Wish:
         """Returns whether to save or to stop after a step; hosts agree on it."""
@@ -98,13 +100,15 @@ class Loop:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state after a step, and writes the metrics up to it."""
-        self.metrics.flush()
+        self._show(self.metrics.flush())
         self._checkpoints.save(step, state)
 
-    def finish(self, step: int, state: Any, text: Text) -> None:
-        """Saves and shows the last step that was taken."""
+    def finish(self, step: int, state: Any) -> None:
+        """Saves the last step that was taken."""
         # On all hosts, or one alone would be interrupted by a late signal.
         self.progress.interrupted = devices.agreed(self.progress.interrupted, 0)
-        if row := self.metrics.flush():
-            self.progress.show(int(row["step"]), text(row))
-        self._checkpoints.save(step, state)
+        self.save(step, state)
+
+    def _show(self, row: Mapping[str, float] | None) -> None:
+        if row:
+            self.progress.show(int(row["step"]), self._text(row))

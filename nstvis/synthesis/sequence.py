@@ -229,7 +229,7 @@ def paint(
                 break
             if moment.whole or wish == Wish.SAVE:
                 loop.save(moment.step, moment.state)
-        loop.finish(moment.step, moment.state, text)
+        loop.finish(moment.step, moment.state)
         show(moment)
         if not loop.progress.interrupted and devices.is_lead():
             frames = sorted(folder.glob(f"*{name.suffix}"))
