@@ -41,8 +41,9 @@ from nstvis import data, images, models
 from nstvis.runs.config import Network, bounded, chosen
 from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
+from nstvis.synthesis import starts
 from nstvis.synthesis.features import Row, Search, Settings, log_summary
-from nstvis.units import atlas, scan, scan_file, starts, table, unit_names
+from nstvis.units import atlas, scan, scan_file, table, unit_names
 from nstvis.units.patches import Images
 
 logger = logging.getLogger(__name__)

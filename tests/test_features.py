@@ -16,8 +16,8 @@ from experiments import features as experiment
 from nstvis import images, models
 from nstvis.runs import config as configs
 from nstvis.runs.progress import Interrupted
-from nstvis.synthesis import canvas, features
-from nstvis.units import atlas, scan_file, starts, table, unit_names
+from nstvis.synthesis import canvas, features, starts
+from nstvis.units import atlas, scan_file, table, unit_names
 from nstvis.units import maxima as running
 
 STILL = features.Settings(

@@ -267,25 +267,3 @@ def variation(
         return own_variation(pixels, block, power)
 
     return summed(sums, size, picture, blocks, (), ())
-
-
-def summed_with_variation(
-    sums: OfBlock,
-    size: tuple[int, int],
-    picture: Array,
-    blocks: Block,
-    each: Any,
-    common: Any,
-    power: int,
-) -> tuple[Any, Array]:
-    """Adds up sums, and the total variation of the first three channels, in one pass.
-
-    Two passes would take the memory of a second gradient. The arguments are those of
-    `summed`, and the power of `total_variation`.
-    """
-
-    def both(pixels: Array, block: Block, its: Any, common: Any) -> tuple[Any, Array]:
-        variation = own_variation(pixels[..., :3], block, power)
-        return sums(pixels, block, its, common), variation
-
-    return summed(both, size, picture, blocks, each, common)

@@ -86,11 +86,15 @@ class Layout:
             own = jax.tree.map(lambda x: x[0], each)
             total = sums(rolled, None, own, common)
             return total, losses.total_variation(canvas, power)
-        arguments = self.grid.size, rolled, self.grid.blocks, each, common
-        if shift is None:
-            return blocks.summed_with_variation(sums, *arguments, power)
-        total = blocks.summed(sums, *arguments)
         size, all_blocks = self.grid.size, self.grid.blocks
+
+        def both(pixels: Array, block: Block, its: Any, common: Any) -> Any:
+            variation = blocks.own_variation(pixels[..., :3], block, power)
+            return sums(pixels, block, its, common), variation
+
+        if shift is None:  # two passes would take the memory of a second gradient
+            return blocks.summed(both, size, picture, all_blocks, each, common)
+        total = blocks.summed(sums, size, rolled, all_blocks, each, common)
         return total, blocks.variation(size, canvas, all_blocks, power)
 
     def mapped(self, function: OfBlock, picture: Array, common: Any) -> Any:

@@ -121,21 +121,29 @@ class Program:
         inputs = [Input(*pair) for pair in zip(names, variables, strict=True)]
         return Sum(pre_activation, tuple(inputs), rectified is not None)
 
-    def _ends(self, layer: str, start: Any) -> list[Any]:
-        """Walks back through affine operations; returns where that ends."""
-        named, ends, seen = {*_variables(self._named.values())}, [], set()
-        waiting = [start]
+    def _walk(self, start: Any, is_end: Callable[[Any, JaxprEqn], bool]) -> list[Any]:
+        """Walks back through what depends on the images; returns where that ends."""
+        ends, seen, waiting = [], set(), [start]
         while waiting:
             variable = waiting.pop()
             if variable in seen:
                 continue
             seen.add(variable)
             maker = self._maker.get(variable)
-            stop = variable is not start and variable in named
-            if stop or maker is None or not _affine(maker, self._of_images):
+            if maker is None or is_end(variable, maker):
                 ends.append(variable)
             else:
                 waiting += [x for x in _variables(maker.invars) if self._depends(x)]
+        return ends
+
+    def _ends(self, layer: str, start: Any) -> list[Any]:
+        """Walks back through affine operations; returns where that ends."""
+        named = {*_variables(self._named.values())} - {start}
+
+        def is_end(variable: Any, maker: JaxprEqn) -> bool:
+            return variable in named or not _affine(maker, self._of_images)
+
+        ends = self._walk(start, is_end)
         if start in ends:
             raise ValueError(
                 f"{layer} is neither an affine function of other layers nor a ReLU of one"
@@ -149,18 +157,12 @@ class Program:
         }
         names |= {self._named[name]: name for name in layers}
         wanted = {self._named[name] for name in layers}
-        found, seen, waiting = [], set(), [variable]
-        while waiting:
-            x = waiting.pop()
-            if x in seen:
-                continue
-            seen.add(x)
-            maker = self._maker.get(x)
-            end = x in wanted or self._rectified(x) is not None
-            if end or maker is None or _primitives([maker]) & _MIXING:
-                found.append(x)
-            else:
-                waiting += [y for y in _variables(maker.invars) if self._depends(y)]
+
+        def is_end(x: Any, maker: JaxprEqn) -> bool:
+            rectified = self._rectified(x) is not None
+            return x in wanted or rectified or bool(_primitives([maker]) & _MIXING)
+
+        found = self._walk(variable, is_end)
         if found == [self.images]:
             return ""
         if len(found) == 1 and found[0].aval.shape[-1] == variable.aval.shape[-1]:

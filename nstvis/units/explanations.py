@@ -48,6 +48,7 @@ class Explanations:
     """Explains the units of a draft.
 
     Attributes:
+        workdir: Gets `responses`.
         draft: Gets the panels.
         target: What was scanned.
         layers: With the patches that units are shown with in `top`.
@@ -59,6 +60,7 @@ class Explanations:
         seed: Of the images that names are tested on.
     """
 
+    workdir: pathlib.Path
     draft: Draft
     target: scan.Target
     layers: Mapping[str, Layer]
@@ -100,7 +102,7 @@ class Explanations:
     def _responses(self) -> Responses:
         count = max(SAMPLE, OF_CLASS * len(self.target.about.classes))
         return responses.measure(
-            self.target, count, self.batch, self.workers, self.draft.work
+            self.target, count, self.batch, self.workers, self.workdir
         )
 
     def _neighbours(self) -> Findings:

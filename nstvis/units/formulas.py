@@ -49,6 +49,7 @@ class Half(NamedTuple):
 
 
 def half_of(present: np.ndarray, rows: np.ndarray) -> Half:
+    """Returns the half with these rows of `present`, bool `[images, concepts]`."""
     mine = present[rows]
     return Half(rows, np.ascontiguousarray(mine.T), mine.astype(np.float32))
 

@@ -86,13 +86,7 @@ def project(
     count = min(len(units), batch * (pictures.size // small) ** 2)
     side = drawn_side(layer, fields)
 
-    @functools.cache
-    def attribute(side: int) -> _Attribute:
-        shapes, structure = jax.tree.flatten(jax.eval_shape(lambda x: x, params))
-        images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
-        prepare, attribute = _compiled(network, name, images, structure, *shapes)
-        return functools.partial(attribute, prepare(params))
-
+    attribute = _attributing(network, params, name, count)
     parts: list[_Part] = []
     begun = int(np.searchsorted(units, first)) // max(1, count)
     for start in range(begun * count, len(units), max(1, count)):
@@ -115,6 +109,21 @@ def project(
         parts = parts[len(done) :]
         if done:
             yield _drawn(done, side)
+
+
+def _attributing(
+    network: Forward, params: Params, name: str, count: int
+) -> Callable[[int], _Attribute]:
+    """Returns the function from a side of windows to their program, `count` at once."""
+
+    @functools.cache
+    def attribute(side: int) -> _Attribute:
+        shapes, structure = jax.tree.flatten(jax.eval_shape(lambda x: x, params))
+        images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
+        prepare, attribute = _compiled(network, name, images, structure, *shapes)
+        return functools.partial(attribute, prepare(params))
+
+    return attribute
 
 
 def cost(

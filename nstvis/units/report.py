@@ -101,8 +101,9 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     _write_sheets(draft, layers, drawn, settings.rule, settings.seed, classes)
     findings: Findings = {"class": classes} if classes else {}
     if settings.explain:
+        given = workdir, draft, target, layers, pictures, drawn
         asked = batch, settings.workers, settings.concepts, settings.seed
-        explained = Explanations(draft, target, layers, pictures, drawn, *asked)
+        explained = Explanations(*given, *asked)
         findings |= explained.find()
     devices.give_memory_back()
     by_class = scan_file.load(workdir / "scan.npz")[0].by_class
