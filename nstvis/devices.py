@@ -47,11 +47,18 @@ def give_memory_back() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def compile_options() -> dict[str, bool]:
-    """Returns XLA options that make programs on a CPU take half of the memory."""
+def compile_options(fusion_emitters: bool = True) -> dict[str, bool]:
+    """Returns XLA options that make programs on a CPU take half of the memory.
+
+    Args:
+        fusion_emitters: Whether XLA's newer code generator is used. Gradients are up to
+            a tenth faster with it; a scan is up to a fifth slower, and compiling takes
+            twice the time and hundreds of megabytes more.
+    """
     if jax.default_backend() != "cpu":
         return {}
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    memory = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    return memory if fusion_emitters else memory | {"xla_cpu_use_fusion_emitters": False}
 
 
 def connect() -> None:

@@ -351,7 +351,7 @@ class Scan:
             mapped,
             donate_argnums=0,
             out_shardings=self._divided,
-            compiler_options=devices.compile_options(),
+            compiler_options=devices.compile_options(fusion_emitters=False),
         )
         replicated = NamedSharding(self.mesh, everywhere)
         return lambda x: jax.device_put(prepare(x), replicated), step_of_all
