@@ -2,14 +2,17 @@
 
 import dataclasses
 import inspect
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from nstvis.runs import config as configs
+from nstvis.runs import registry
 from nstvis.runs.registry import unknown
 
 
@@ -57,6 +60,31 @@ def parse_config(
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
     return holder.value
+
+
+def parse_command(words: Sequence[str], folder: pathlib.Path) -> tuple[ModuleType, Any]:
+    """Returns the experiment and the Config of a command, checked.
+
+    Args:
+        words: The flags: `--experiment` and others.
+        folder: Of the experiments.
+
+    Raises:
+        ValueError: A flag is missing or wrong, or a value out of its bounds.
+        flags.Error: A value is not of its field's type.
+    """
+    values = flags.FlagValues()
+    for name in ("experiment", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
+    argv = ["", *words]
+    values(argv, known_only=True)
+    if not values.experiment:
+        raise ValueError("no --experiment in the command")
+    experiment = registry.find("experiment", values.experiment, folder)
+    config = parse_config(experiment, values, argv)
+    configs.check(config)
+    return experiment, config
 
 
 _PARSERS = {

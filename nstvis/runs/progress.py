@@ -59,6 +59,30 @@ def interruptible() -> Iterator[None]:
         raise Interrupted(received[0])
 
 
+class Rehearsal:
+    """Ends every loop after some of its steps, as a signal would, and times these.
+
+    Attributes:
+        times: When each step of the last loop was shown, by `time.monotonic`.
+        left: Steps that the loop that was ended had left.
+    """
+
+    def __init__(self, steps: int):
+        """Ends loops after `steps`."""
+        self.steps, self.left = steps, 0
+        self.times: list[float] = []
+
+    def __enter__(self) -> Self:
+        _rehearsals.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _rehearsals.remove(self)
+
+
+_rehearsals: list[Rehearsal] = []
+
+
 class Progress:
     """Shows the progress of a loop, and lets a signal end it between two steps.
 
@@ -106,6 +130,8 @@ class Progress:
             for signum in (signal.SIGINT, signal.SIGTERM)
         }
         self._trace = profiling.wanted(self.steps - self._done)
+        for rehearsal in _rehearsals:
+            rehearsal.times.clear()
         if self._done:
             logger.info("resuming after step %d of %d", self._done, self.steps)
         return self
@@ -149,6 +175,11 @@ class Progress:
             logger.info("step %d of %d: %s", step, self.steps, text)
         if self._trace:
             self._trace.advance()
+        for rehearsal in _rehearsals:
+            rehearsal.times.append(now)
+            rehearsal.left = self.steps - step
+            if step - self._done >= rehearsal.steps and rehearsal.left:
+                self.interrupted = signal.SIGTERM
 
     def _pace(self) -> str:
         """Returns the time left and the speed of the last steps; nothing at first."""
