@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from nstvis import data, images, models
+from nstvis import class_names, data, images, models
 from nstvis.runs.config import Network, bounded, chosen
 from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
@@ -110,8 +110,14 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
         known = np.full(len(files), math.nan)
         if layer in scanned:
             known = scanned[layer].top.score[numbers, 0]
+        names = _classes(config, counts) if layer == [*counts][-1] else {}
         rows = [
-            Row(number, images.read_settings(file)["activation"], float(maximum))
+            Row(
+                number,
+                images.read_settings(file)["activation"],
+                float(maximum),
+                names.get(number, ""),
+            )
             for number, file, maximum in zip(numbers, files, known)
         ]
         log_summary(layer, rows)
@@ -122,6 +128,13 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     header = ("unit", "activation", "maximum", "ratio", "activated")
     write_csv(workdir / "features.csv", header, table_rows)
     return ["features.csv", *pages]
+
+
+def _classes(config: Config, counts: Mapping[str, int]) -> dict[int, str]:
+    """Returns the logits' classes by number; none if they are not known."""
+    count = [*counts.values()][-1]
+    names = class_names.of_logits(config.weights, config.model, count)
+    return dict(enumerate(map(class_names.short, names)))
 
 
 def _file(workdir: pathlib.Path, layer: str, unit: int) -> pathlib.Path:
@@ -192,7 +205,8 @@ def _add_to_atlas(
             for number in numbers
         }
     if panel:
-        atlas.add(folder, "features", panel)
+        title = "accentuation" if config.start == "patch" else "features"
+        atlas.add(folder, f"{title}{'maco' * (config.canvas == 'maco')}", panel)
         logger.info("%s", folder / "index.html")
 
 

@@ -272,11 +272,13 @@ class Row(NamedTuple):
         unit: Its number.
         activation: That of its picture.
         maximum: The highest that a data set reached; NaN if unknown.
+        name: The class of a logit; empty if unknown.
     """
 
     unit: int
     activation: float
     maximum: float
+    name: str = ""
 
     @property
     def activated(self) -> bool:
@@ -291,10 +293,11 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         """What a sheet says of the picture."""
+        name = f" {self.name}" if self.name else ""
         if not self.activated:
-            return f"{self.unit}  dead"
+            return f"{self.unit}{name}  dead"
         ratio = "" if math.isnan(self.ratio) else f"  {self.ratio:.1f} x"
-        return f"{self.unit}{ratio}"
+        return f"{self.unit}{name}{ratio}"
 
 
 def log_summary(layer: str, rows: Sequence[Row]) -> None:
