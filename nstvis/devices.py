@@ -58,7 +58,9 @@ def compile_options(fusion_emitters: bool = True) -> dict[str, bool]:
     if jax.default_backend() != "cpu":
         return {}
     memory = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return memory if fusion_emitters else memory | {"xla_cpu_use_fusion_emitters": False}
+    return (
+        memory if fusion_emitters else memory | {"xla_cpu_use_fusion_emitters": False}
+    )
 
 
 def connect() -> None:
@@ -99,6 +101,12 @@ def agreed(wish: int, step: int) -> int:
     if step % 10:
         return 0
     return int(multihost_utils.process_allgather(np.int32(wish)).max())
+
+
+def wait_for_all() -> None:
+    """Waits until all hosts have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("nstvis")
 
 
 def mesh(count: int | None = None) -> jax.sharding.Mesh:

@@ -16,11 +16,12 @@ and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 import contextlib
 import gc
 import logging
+import os
 import pathlib
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,10 +57,7 @@ def experiments() -> pathlib.Path:
 def main(argv: list[str] = sys.argv) -> int:
     """Runs what the command line asks for; returns the exit status."""
     gc.set_threshold(100_000)  # or a tenth of a start goes into looking for garbage
-    # By force, as absl has put its own handler there on import.
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("nstvis").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks
+    _log_to_terminal()
     try:
         return _launch(argv)
     except EXPECTED as error:
@@ -96,10 +94,40 @@ def _launch(argv: list[str]) -> int:
     devices.keep_memory()
     cache.keep_compiled()
     folder = pathlib.Path(values.workdir or workdir.default_workdir(values.experiment))
-    if results := workdir.claim(folder, values.experiment, config):
-        logger.info("finished already: %s", "\n".join(map(str, results)))
-        return 0
-    return _run(experiment, config, folder, profile.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    with workdir.alone(folder) if devices.is_lead() else contextlib.nullcontext():
+        if results := workdir.claim(folder, values.experiment, config):
+            logger.info("finished already: %s", "\n".join(map(str, results)))
+            return 0
+        with _log_to_file(folder / workdir.LOG):
+            return _run(experiment, config, folder, profile.value)
+
+
+def _log_to_terminal() -> None:
+    """Logs there what we say, and what libraries warn of, but for Orbax and Grain."""
+    # By force, as absl has put its own handler there on import.
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("nstvis").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name != "absl")
+    logging.raiseExceptions = False  # on a full disk the run says so
+
+
+@contextlib.contextmanager
+def _log_to_file(path: pathlib.Path) -> Iterator[None]:
+    """Adds all that is logged to a file, Orbax's and Grain's warnings included."""
+    if not devices.is_lead():
+        path = pathlib.Path(os.devnull)
+    handler = logging.FileHandler(path, errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):  # of a full disk
+            handler.close()
 
 
 def _run(
@@ -111,7 +139,8 @@ def _run(
             names: Sequence[str] = experiment.run(config, folder) or ()
     except EXPECTED:
         with contextlib.suppress(OSError):
-            (folder / "error.txt").write_text(traceback.format_exc())
+            text = traceback.format_exc().encode(errors="surrogateescape")
+            (folder / "error.txt").write_bytes(text)
         raise
     except (Interrupted, KeyboardInterrupt) as stop:
         quoted = shlex.quote(str(folder))

@@ -322,6 +322,41 @@ def test_wrong_names_and_damage_get_one_clear_line(folder, tmp_path):
         atlas.Atlas(tmp_path / "damaged").unit("conv1", 0)
 
 
+def mutants(content):
+    """Yields a JSON value with one of its parts left out, or replaced by another kind."""
+    for other in (None, [], {}, -1, 10**40, "x"):
+        if type(other) is not type(content):
+            yield other
+    if isinstance(content, dict):
+        for key in content:
+            yield {k: v for k, v in content.items() if k != key}
+            yield from ({**content, key: part} for part in mutants(content[key]))
+    elif isinstance(content, list) and content:
+        yield content[:-1]
+        yield from ([part, *content[1:]] for part in mutants(content[0]))
+
+
+@pytest.mark.parametrize("name", ["table", "0"])
+def test_wrong_contents_of_scripts_are_damage(name, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    script = tmp_path / f"atlas/{name}.js"
+    before, equals, text = script.read_text().partition(" = ")
+    tried = [*mutants(json.loads(text.rstrip(";\n")))]
+    refused = 0
+    for content in tried:
+        script.write_text(f"{before}{equals}{json.dumps(content)};\n")
+        try:
+            unit = atlas.Atlas(tmp_path).unit("conv1", 0)
+            unit.patches()
+        except (ValueError, FileNotFoundError) as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > len(tried) / 4
+    script.write_text(f"{before}{equals}{9**6 * '['};\n")
+    with pytest.raises(ValueError, match=rf"{name}\.js is damaged"):
+        atlas.Atlas(tmp_path).unit("conv1", 0)
+
+
 def test_what_is_not_finite_is_null(given, tmp_path):
     _, patches, _ = given
     layer = layer_of(0, 5, 9, 7, len(CLASSES), 60)

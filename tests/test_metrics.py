@@ -43,6 +43,15 @@ def test_metrics_rewind_to_the_step_of_the_checkpoint(open_metrics, tmp_path):
     assert open_metrics(0).read() == []
 
 
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"step": "x"}', '{"step": 1, "J": []}', 9**6 * "["]
+)
+def test_a_damaged_line_is_named(line, open_metrics, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match=r"^line 2 of .*metrics\.jsonl is damaged"):
+        open_metrics(3)
+
+
 def test_metrics_are_plotted_even_if_there_are_none(open_metrics, tmp_path):
     metrics = open_metrics(0)
     plots.metrics(tmp_path / "none.png", metrics.read(), ["J"], "log")

@@ -51,6 +51,12 @@ def state(seed=0, classes=2):
     return jax.device_get(known)
 
 
+def empty(of):
+    counts = {"pool": of.pool, "k": of.k, "per_class": of.per_class}
+    units = sum(of.layers.values())
+    return jax.device_get(maxima.start(units, classes=len(of.classes), **counts))
+
+
 def assert_same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -65,10 +71,11 @@ def other_part(split="b"):
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_scan_is_read_as_it_was_written(classes, tmp_path):
     known = state(classes=classes)
-    scan_file.save(tmp_path / "scan.npz", known, about())
+    given = about(classes=["x", "y"][:classes])
+    scan_file.save(tmp_path / "scan.npz", known, given)
     found, of = scan_file.load(tmp_path / "scan.npz")
     assert_same(found, known)
-    assert of == about()
+    assert of == given
     assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"]
 
 
@@ -94,6 +101,22 @@ def test_what_is_no_scan_is_refused(tmp_path):
     np.savez(path, a=1)
     with pytest.raises(ValueError, match=r"scan\.npz is damaged, or no scan"):
         scan_file.load(path)
+
+
+def test_a_scan_whose_arrays_are_others_is_damaged(tmp_path):
+    path = tmp_path / "scan.npz"
+    scan_file.save(path, state(), about())
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in sorted(arrays.keys() - {"about"}):
+        for other in (arrays[name][None], arrays[name].astype("c8"), np.array("x")):
+            np.savez(path, **arrays | {name: other})
+            with pytest.raises(ValueError, match=r"scan\.npz is damaged: an array has"):
+                scan_file.load(path)
+    for text in ("[]", "{}", '{"layers": 3}', 50_000 * "["):
+        np.savez(path, **arrays | {"about": np.array(text)})
+        with pytest.raises(ValueError, match=r"scan\.npz is damaged"):
+            scan_file.load(path)
 
 
 def saved(tmp_path, *scans):
@@ -129,7 +152,9 @@ def test_parts_are_numbered_after_one_another(tmp_path):
 )
 def test_scans_that_do_not_fit_are_refused_with_both_sides_named(name, value, tmp_path):
     other = dataclasses.replace(other_part(), **{name: value})
-    paths = saved(tmp_path, about(), other)
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path, of in zip(paths, (about(), other), strict=True):
+        scan_file.save(path, empty(of), of)
     with pytest.raises(ValueError, match=f"{name} is") as told:
         scan_file.merge(paths)
     for side in (*map(str, paths), *(str(getattr(x, name)) for x in (about(), other))):

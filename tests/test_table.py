@@ -114,6 +114,19 @@ def test_damage_gets_one_clear_line(results, tmp_path):
         table.load(path)
 
 
+def test_arrays_that_do_not_fit_one_another_are_damage(results, tmp_path):
+    path = tmp_path / "units.npz"
+    table.save(path, results)
+    with np.load(path) as file:
+        arrays = dict(file)
+    name = next(iter(results.layers))
+    for key in ("mean", "histogram", "top.score", "top.box", "least.position"):
+        shorter = arrays[f"{name}.{key}"][:-1]
+        np.savez(path, **arrays | {f"{name}.{key}": shorter})
+        with pytest.raises(ValueError, match=r"units\.npz is damaged, or no table of"):
+            table.load(path)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     strategies.lists(

@@ -4,9 +4,13 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 
 import pytest
+from launcher import ROOT
 
 from nstvis.runs import files
 from nstvis.runs import workdir as workdirs
@@ -125,3 +129,65 @@ def test_the_commit_is_this_checkout_s_or_none(tmp_path, monkeypatch):
     assert len(commit) == 40
     (tmp_path / "other").write_text("more")
     assert workdirs._commit() == f"{commit}+"
+
+
+HOLDER = """
+import pathlib, sys, time
+from nstvis.runs import workdir
+with workdir.alone(pathlib.Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_runs_until_that_ends_however_it_does(tmp_path, caplog):
+    workdirs.claim(tmp_path, "style", Config())
+    before = sorted(tmp_path.iterdir())
+    said = r"in use by process \d+ on .* since .*: wait for it, stop it, or name"
+    with files.locked(tmp_path), pytest.raises(BlockingIOError, match=said):
+        workdirs.alone(tmp_path).__enter__()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    with holder:
+        assert holder.stdout.readline() == b"in\n"
+        caplog.set_level("INFO", "nstvis")
+        with pytest.raises(BlockingIOError, match=said):
+            workdirs.alone(tmp_path).__enter__()
+        threading.Timer(0.2, holder.kill).start()
+        with workdirs.alone(tmp_path, wait=True):
+            assert holder.wait() == -signal.SIGKILL
+        assert "in use by process" in caplog.text
+    assert sorted(tmp_path.iterdir()) == before
+    with workdirs.alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        "[" * 100_000,
+        '{"experiment": "style"}',
+        '{"experiment": 3, "config": {}, "starts": []}',
+        '{"experiment": "style", "config": {}, "starts": [], "results": [1]}',
+    ],
+)
+def test_a_damaged_record_is_said_to_be_damaged(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        workdirs.claim(tmp_path, "style", Config())
+    assert (tmp_path / "run.json").read_text() == content
+
+
+def test_nothing_is_touched_in_a_folder_that_is_not_a_runs(tmp_path):
+    (tmp_path / "error.txt").write_text("mine")
+    (tmp_path / f".{32 * 'a'}.partial").write_text("mine, too")
+    with pytest.raises(ValueError, match="holds files"):
+        workdirs.claim(tmp_path, "style", Config())
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [
+        "mine, too",
+        "mine",
+    ]

@@ -263,5 +263,5 @@ def _write(path: pathlib.Path, result: Result) -> None:
 
 
 def _read(path: pathlib.Path) -> Result:
-    with np.load(path) as arrays:
+    with files.reading(path), np.load(path) as arrays:
         return Result(**arrays)

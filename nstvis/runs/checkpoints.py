@@ -1,6 +1,14 @@
-"""Checkpoints of a run: pytrees by step; the run resumes from the newest."""
+"""Checkpoints of a run: pytrees by step; the run resumes from the newest whole one.
 
+Each has a digest of all of its files, so that a damaged one is known as such; then the
+one before it is used.
+"""
+
+import concurrent.futures
+import hashlib
+import logging
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -10,7 +18,11 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from nstvis import devices
+from nstvis.runs import files
 
+logger = logging.getLogger(__name__)
+
+DIGEST = "sha256"  # the file of it
 BACKGROUND = 2**27  # bytes, below which a copy is saved while the run goes on
 
 
@@ -18,7 +30,7 @@ class Checkpoints:
     """Pytrees by step in `checkpoints/`; each is written whole or not at all."""
 
     def __init__(self, workdir: pathlib.Path, every: float, keep: Sequence[int] = ()):
-        """Opens the checkpoints of a workdir.
+        """Opens the checkpoints of a workdir, and puts aside what is not whole.
 
         Use it as a context manager: leaving it waits for saves in the background.
 
@@ -26,9 +38,13 @@ class Checkpoints:
             workdir: The run's folder.
             every: Seconds after which the next checkpoint is `due`.
             keep: Steps whose checkpoints stay, besides the newest two.
+
+        Raises:
+            ValueError: There are damaged checkpoints, and none that is whole.
         """
         policies = ocp.training.preservation_policies
         self._folder = workdir / "checkpoints"
+        self._newest = _newest_whole(workdir)
         self._keeper = ocp.training.Checkpointer(
             str(self._folder.absolute()),
             preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
@@ -38,18 +54,18 @@ class Checkpoints:
         )
         self._every = every
         self._saved_at, self._cost = time.monotonic(), 0.0
-        self._newest = self.latest()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._sealed = self._thread.submit(lambda: None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._keeper.wait()
+        self._sealed.result()
 
     def latest(self) -> int:
         """Returns the step of the newest checkpoint; 0 if there is none."""
-        newest = self._keeper.latest
-        return newest.step if newest else 0
+        return self._newest
 
     def due(self) -> bool:
         """Whether the next checkpoint should be saved now.
@@ -77,12 +93,20 @@ class Checkpoints:
                 state = jax.tree.map(jnp.copy, state)
             else:
                 devices.give_memory_back()  # Orbax copies the state
-            self._keeper.wait()  # Orbax skips a save while another one goes on.
+            self._sealed.result()  # Orbax skips a save while another one goes on.
             self._keeper.save_checkpointables_async(step, {"state": state} | parts)
+            self._sealed = self._thread.submit(self._seal, step)
             if not small:
-                self._keeper.wait()
+                self._sealed.result()
         self._saved_at, self._newest = time.monotonic(), step
         self._cost = self._saved_at - began
+
+    def _seal(self, step: int) -> None:
+        """Waits until a checkpoint is written, and adds its digest."""
+        self._keeper.wait()
+        if devices.is_lead():
+            folder = self._folder / str(step)
+            files.write_text(folder / DIGEST, _digest(folder))
 
     def restore(self, like: Any, **parts: Any) -> Any:
         """Returns the newest checkpoint as a tree like `like`; if none, `like` itself.
@@ -94,15 +118,16 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoint's arrays have other shapes.
         """
-        if not self.latest():
+        if not self._newest:
             return like
+        self._sealed.result()
         wanted = {"state": _abstract(like)} | parts
-        if not _fits(path := self._folder / str(self.latest()), wanted["state"]):
+        if not _fits(path := self._folder / str(self._newest), wanted["state"]):
             raise ValueError(
                 f"{path} does not fit: the run was started on another number of devices"
                 " or by another version; name another --workdir"
             )
-        loaded = self._keeper.load_checkpointables(None, wanted)
+        loaded = self._keeper.load_checkpointables(self._newest, wanted)
         return _filled(like, loaded["state"])
 
 
@@ -116,17 +141,66 @@ def read_checkpoint(workdir: pathlib.Path, step: int, like: Any) -> Any:
     """Reads one checkpoint as `Checkpoints.restore` does, even while the run continues.
 
     Raises:
-        ValueError: The checkpoint's arrays have other shapes.
+        ValueError: The checkpoint is damaged, or its arrays have other shapes.
         FileNotFoundError: There is no checkpoint of that step.
     """
     path = workdir / "checkpoints" / str(step)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not _is_whole(path):
+        raise ValueError(f"{path} is damaged")
     wanted = _abstract(like)
     if not _fits(path, wanted):
         raise ValueError(f"{path} is of another network")
     loaded = ocp.load_checkpointables(str(path.absolute()), {"state": wanted})
     return _filled(like, loaded["state"])
+
+
+def _newest_whole(workdir: pathlib.Path) -> int:
+    """Returns the step of the newest whole checkpoint, after putting newer ones aside."""
+    folder, damaged = workdir / "checkpoints", []
+    for newest in [*reversed(kept_steps(workdir)), 0]:
+        if not newest or _is_whole(folder / str(newest)):
+            break
+        damaged.append(folder / str(newest))
+    if damaged and not newest:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole: delete it to start over, or name"
+            " another --workdir"
+        )
+    devices.wait_for_all()  # before what all look at is moved
+    for path in damaged:
+        aside = workdir / f"damaged-checkpoint-{path.name}"
+        logger.warning("%s is damaged: going on from step %d", path, newest)
+        if devices.is_lead():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+    devices.wait_for_all()
+    return newest
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a checkpoint has its digest; that the last one had not got one is no flaw.
+
+    Orbax names a checkpoint by its step only once all of it is there.
+    """
+    try:
+        return (path / DIGEST).read_text() == _digest(path)
+    except FileNotFoundError:
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def _digest(folder: pathlib.Path) -> str:
+    """Hashes the names and contents of all files but that of the digest."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / DIGEST:
+            digest.update(f"{path.relative_to(folder)}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, hashlib.sha256).digest())
+    return digest.hexdigest()
 
 
 def _fits(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> bool:

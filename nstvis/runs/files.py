@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import fcntl
 import io
+import json
 import math
 import numbers
 import os
@@ -47,6 +49,33 @@ def remove_partial(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
+def locked(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a folder that they lock, too; leaves no file in it.
+
+    The lock ends with the process, however that ends. A few network file systems know
+    no locks; there it does nothing.
+
+    Args:
+        folder: An existing folder.
+        wait: Whether to wait for another process to leave it.
+
+    Raises:
+        BlockingIOError: Another process is in it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
     """Says which file could not be written, as a full disk's own error does not."""
     try:
@@ -80,6 +109,36 @@ def read_csv(path: pathlib.Path) -> list[list[str]]:
     """Returns the rows of a table, as text, without its header."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.reader(file))[1:]
+
+
+class DamagedError(ValueError):
+    """A file of ours does not hold what we wrote."""
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Says that a file of ours is damaged, whatever its contents make the reader raise."""
+    try:
+        yield
+    except (OSError, DamagedError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DamagedError(f"{path} is damaged: {reason}") from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        OSError: It cannot be read.
+        DamagedError: It is damaged.
+    """
+    with reading(path):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError("it holds no object")
+        return content
 
 
 def _is_nan(value: Any) -> bool:

@@ -1,7 +1,6 @@
 """Metrics of a run: its numbers by step, one line of JSON each."""
 
 import collections
-import contextlib
 import json
 import math
 import os
@@ -64,10 +63,29 @@ class Metrics:
         return numbers
 
     def read(self) -> list[dict[str, float]]:
-        """Returns all rows, but for a line that a kill cut short."""
+        """Returns all rows, but for a last line that a kill cut short.
+
+        Raises:
+            ValueError: Another line is damaged.
+        """
         rows = []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if row := _row(line):
+                rows.append(row)
+            elif number < len(lines):
+                raise ValueError(
+                    f"line {number} of {self.path} is damaged: name another --workdir"
+                )
         return rows
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """Returns the numbers of a line; None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+    numbers = whole and all(isinstance(x, int | float | None) for x in row.values())
+    return row if numbers else None

@@ -4,6 +4,7 @@ run.json        experiment, config, each start's versions, commit and device, re
 metrics.jsonl   one line per step (`nstvis.runs.metrics`)
 index.html      the page to watch it, if it has one, and page/ (`nstvis.runs.page`)
 checkpoints/    the same command resumes from the newest (`nstvis.runs.checkpoints`)
+nstvis.log      what was logged, with what libraries say
 error.txt       the traceback of the last start, if it failed
 """
 
@@ -12,6 +13,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -19,13 +21,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from nstvis import __version__, devices
 from nstvis.runs import files
+
+LOG = "nstvis.log"
+
+# Of what run.json holds.
+_KINDS = {"experiment": str, "config": dict, "starts": list}
+
+logger = logging.getLogger(__name__)
 
 
 def default_workdir(experiment: str) -> pathlib.Path:
@@ -35,6 +44,38 @@ def default_workdir(experiment: str) -> pathlib.Path:
     if folder.exists():
         folder = folder.with_name(f"{folder.name}-{os.getpid()}")
     return folder
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other runs out of a folder as long as this one is in it.
+
+    Args:
+        workdir: The folder.
+        wait: Whether to wait until others have left it.
+
+    Raises:
+        BlockingIOError: Another run is in it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(workdir))
+        except BlockingIOError:
+            used = f"{workdir} is in use{_by_whom(workdir)}"
+            if not wait:
+                raise BlockingIOError(
+                    f"{used}: wait for it, stop it, or name another --workdir"
+                ) from None
+            logger.info("%s: waiting for it", used)
+            stack.enter_context(files.locked(workdir, wait=True))
+        yield
+
+
+def _by_whom(workdir: pathlib.Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        start = _read_record(workdir / "run.json")["starts"][-1]
+        return f" by process {start['pid']} on {start['node']} since {start['time']}"
+    return ""
 
 
 def claim(workdir: pathlib.Path, experiment: str, config: Any) -> list[pathlib.Path]:
@@ -59,7 +100,8 @@ def claim(workdir: pathlib.Path, experiment: str, config: Any) -> list[pathlib.P
     record: dict[str, Any] = asked | {"starts": []}
     workdir.mkdir(parents=True, exist_ok=True)
     error = workdir / "error.txt"  # an earlier start's
-    work = [p for p in _whole_files(workdir) if p not in (path, error)]
+    notes = [path, error, workdir / LOG]
+    work = [p for p in _whole_files(workdir) if p not in notes]
     if path.exists():
         earlier = _read_record(path)
         if work:  # a start that failed before it left anything claims nothing
@@ -115,15 +157,11 @@ def _write_record(workdir: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def _read_record(path: pathlib.Path) -> dict:
-    try:
-        record = json.loads(path.read_text())
-        names = record.get("results", [])
-        kinds = {"experiment": str, "config": dict, "starts": list}
-        whole = all(isinstance(record[key], kind) for key, kind in kinds.items())
-        if whole and isinstance(names, list) and all(map(_is_text, names)):
-            return record
-    except (ValueError, KeyError, AttributeError):
-        pass
+    record = files.read_json(path)
+    names, kinds = record.get("results", []), _KINDS.items()
+    whole = all(isinstance(record.get(key), kind) for key, kind in kinds)
+    if whole and isinstance(names, list) and all(map(_is_text, names)):
+        return record
     raise ValueError(f"{path} is damaged: name another --workdir")
 
 
@@ -159,6 +197,8 @@ def _provenance() -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "host": platform.platform(),
+        "node": platform.node(),
+        "pid": os.getpid(),
     }
 
 

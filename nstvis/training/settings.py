@@ -1,9 +1,9 @@
 """The settings of a training, and their bounds."""
 
 import dataclasses
-import json
 import pathlib
 
+from nstvis.runs import files
 from nstvis.runs.config import Batches, Dataset, Resumable, Seed, Workers, bounded
 
 
@@ -72,7 +72,7 @@ def read_settings(workdir: pathlib.Path) -> Settings:
         ValueError: It is no workdir of a training.
     """
     try:
-        record = json.loads((workdir / "run.json").read_text())
+        record = files.read_json(workdir / "run.json")
         if pathlib.Path(record["experiment"]).stem != "train":
             raise ValueError(f"it is a run of {record['experiment']}")
         return Settings(**record["config"])

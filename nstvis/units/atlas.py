@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from nstvis.runs import files
 from nstvis.units import atlas_json, sprites, unit_names
 from nstvis.units.atlas_writer import Panel, add, add_findings, write
 from nstvis.units.sprites import Grid
@@ -182,6 +183,10 @@ class Atlas:
     def __init__(self, folder: str | os.PathLike):
         self._folder = atlas_json.find(folder)
         table = atlas_json.read_table(self._folder)
+        with files.reading(self._folder / "table.js"):
+            self._read(table)
+
+    def _read(self, table: Mapping[str, Any]) -> None:
         self._grids = {x["name"]: Grid.from_json(x) for x in table["layers"]}
         self._content = functools.cache(
             functools.partial(
@@ -191,7 +196,7 @@ class Atlas:
         self._finding = functools.cache(
             functools.partial(atlas_json.read_finding, self._folder)
         )
-        self.layers = {layer["name"]: layer["units"] for layer in table["layers"]}
+        self.layers = {str(x["name"]): int(x["units"]) for x in table["layers"]}
         self.fields = {layer["name"]: layer["field"] for layer in table["layers"]}
         self.statistics = {x["name"]: Statistic(**x) for x in table["statistics"]}
         self.classes: list[str] = table["classes"]
@@ -208,6 +213,10 @@ class Atlas:
         """
         unit_names.check(self.layers, layer, number)
         place = list(self.layers).index(layer)
+        with files.reading(self._folder):
+            return self._unit(layer, place, number)
+
+    def _unit(self, layer: str, place: int, number: int) -> Unit:
         content = self._content(place)
         known, images = content["units"][number], content["images"]
         parts = {

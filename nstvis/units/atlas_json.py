@@ -102,7 +102,8 @@ def read_table(folder: pathlib.Path) -> dict[str, Any]:
         ValueError: It is damaged, or newer than this code.
     """
     table = _read(folder / "table.js")
-    version = table.setdefault("version", 1)
+    with files.reading(folder / "table.js"):
+        version = int(table.setdefault("version", 1))
     if version > VERSION:
         raise ValueError(
             f"{folder.parent} holds an atlas of version {version}, written by a newer"
@@ -288,10 +289,8 @@ def _from_version_1(unit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(script: pathlib.Path) -> Any:
-    try:
+    with files.reading(script):
         return json.loads(script.read_text().partition(" = ")[2].rstrip(";\n"))
-    except ValueError as error:
-        raise ValueError(f"{script} is damaged: {error}") from error
 
 
 def _write(script: pathlib.Path, target: str, content: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from nstvis.runs import files
+from nstvis.runs import files, workdir
 from nstvis.units import atlas_json, sprites, unit_names
 from nstvis.units.measurements import Finding
 from nstvis.units.sprites import Grid
@@ -217,8 +217,9 @@ def add(folder: str | os.PathLike, title: str, panel: Panel) -> None:
     for layer, pictures in panel.items():
         for unit in pictures:
             unit_names.check(counts, layer, unit)
-    # Without loss, as units that stay are written again each time.
-    _add(scripts, list(counts), title, panel, lossless=True)
+    with workdir.alone(scripts.parent, wait=True):
+        # Without loss, as units that stay are written again each time.
+        _add(scripts, list(counts), title, panel, lossless=True)
 
 
 def add_findings(
@@ -243,7 +244,8 @@ def add_findings(
         unit_names.check(counts, name, 0)
         if any(len(array) != counts[name] for array in finding.values()):
             raise ValueError(f"{title} should say something of all units of {name}")
-    _add_findings(scripts, list(counts), title, findings)
+    with workdir.alone(scripts.parent, wait=True):
+        _add_findings(scripts, list(counts), title, findings)
 
 
 def _add_findings(

@@ -117,10 +117,11 @@ class Drawing:
         for chunk in itertools.count():
             if not (path := self._record(number, chunk)).exists():
                 break
-            record = json.loads(path.read_text())
-            ranks += record["ranks"]
-            for index, (id, label) in record["examples"].items():
-                self.examples[int(index)] = id, label
+            record = files.read_json(path)
+            with files.reading(path):
+                ranks += record["ranks"]
+                for index, (id, label) in record["examples"].items():
+                    self.examples[int(index)] = id, label
         return ranks
 
     def _crop(self, ranks: Mapping[str, list[list[int]]]) -> Iterator[None]:

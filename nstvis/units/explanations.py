@@ -194,7 +194,7 @@ def _save(path: pathlib.Path, findings: Findings) -> None:
 
 
 def _load(path: pathlib.Path) -> Findings:
-    with np.load(path) as file:
+    with files.reading(path), np.load(path) as file:
         arrays = dict(file)
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {
         title: {} for title in arrays.pop("titles").tolist()

@@ -109,9 +109,9 @@ def load(workdir: pathlib.Path) -> Responses:
     """
     folder = workdir / FOLDER
     try:
-        known = json.loads((folder / "responses.json").read_text())
+        known = files.read_json(folder / "responses.json")
         whole = _checksum(folder / "responses.bin", known) == known["checksum"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{folder} is damaged: remove it")
@@ -164,8 +164,8 @@ def _resumed(folder: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
         `about`; `seen`, how many images were looked at; `rows`, how many records there
         are, without damaged images; and `checksum` of the records.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = json.loads((folder / "responses.json").read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = files.read_json(folder / "responses.json")
         written = folder / "responses.bin"
         if known["about"] == about and _checksum(written, known) == known["checksum"]:
             return known

@@ -5,6 +5,7 @@ was interrupted, is compared first; `refuse_other` names both sides.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -18,7 +19,7 @@ import numpy as np
 
 from nstvis.data import Source
 from nstvis.models import Forward, Params
-from nstvis.runs.files import replacing, write_text
+from nstvis.runs.files import read_json, replacing, write_text
 from nstvis.units import maxima
 
 
@@ -105,10 +106,7 @@ def refuse_changed(path: pathlib.Path, about: About) -> None:
     """
     text = json.dumps(dataclasses.asdict(about), indent=2)
     if path.exists():
-        try:
-            earlier = {"as_stored": False} | json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: name another --workdir") from error
+        earlier = {"as_stored": False} | read_json(path)
         for name, value in json.loads(text).items():
             if earlier.get(name) != value:
                 was, now = _short(earlier.get(name)), _short(value)
@@ -144,20 +142,37 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or something else.
     """
-    like = jax.tree.structure(
-        maxima.start(1, pool=1, k=1, classes=1, per_class=1), is_leaf=lambda x: False
-    )
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             about = _about(json.loads(str(file["about"])))
-            leaves = [file[f"{i:02}"] for i in range(like.num_leaves)]
+            like = _shapes(about)
+            leaves = [file[f"{i:02}"] for i in range(len(jax.tree.leaves(like)))]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path.parent}: holds no finished scan: there is no {path.name}"
         ) from error
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no scan: {error}") from error
-    return jax.tree.unflatten(like, leaves), about
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    if jax.tree.map(_kind, state) != jax.tree.map(_kind, like):
+        raise ValueError(f"{path} is damaged: an array has another shape than it says")
+    return state, about
+
+
+def _shapes(about: About) -> maxima.State:
+    start = functools.partial(
+        maxima.start,
+        sum(about.layers.values()),
+        pool=about.pool,
+        k=about.k,
+        classes=len(about.classes),
+        per_class=about.per_class,
+    )
+    return jax.eval_shape(start)
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], str]:
+    return array.shape, np.dtype(array.dtype).kind
 
 
 def _about(content: dict[str, Any]) -> About:

@@ -43,8 +43,15 @@ class Grid:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
-        """Takes the grid from a JSON object, which may say more."""
-        return cls(*(entry[field.name] for field in dataclasses.fields(cls)))
+        """Takes the grid from a JSON object, which may say more.
+
+        Raises:
+            ValueError: It is none.
+        """
+        grid = cls(*(int(entry[field.name]) for field in dataclasses.fields(cls)))
+        if min(dataclasses.astuple(grid)) < 1 or grid.k * grid.pitch > _LONGEST:
+            raise ValueError(f"a file of pictures cannot be laid out as {grid}")
+        return grid
 
     def to_json(self) -> dict[str, int]:
         """Returns the JSON object that `from_json` takes."""
@@ -100,7 +107,7 @@ class Sprites:
         """Returns the pictures of a unit."""
         grid, chunk = self._grid, self._grid.chunk(unit)
         if chunk != self._chunk:
-            with Image.open(self._path(chunk)) as opened:
+            with files.reading(path := self._path(chunk)), Image.open(path) as opened:
                 self._chunk, self._sheet = chunk, opened.convert("RGB")
         side, top = grid.side, unit % grid.rows * grid.pitch
         lefts = [slot * grid.pitch for slot in range(grid.k)]

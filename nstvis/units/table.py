@@ -136,7 +136,25 @@ def _layer(arrays: Mapping[str, np.ndarray], name: str) -> Layer:
             if key not in arrays and field.name in _OLDER_NAMES:
                 key = f"{name}.{_OLDER_NAMES[field.name]}"
             parts[field.name] = arrays[key]
-    return Layer(**parts)
+    layer = Layer(**parts)
+    if not all(_fits(ranked, layer) for ranked in (layer.top, layer.least)):
+        raise ValueError(f"the patches of {name} do not fit its units")
+    numbers = layer.mean, layer.std, layer.sparsity, layer.histogram, layer.class_mean
+    if {len(array) for array in numbers} != {len(layer.mean)}:
+        raise ValueError(f"{name} has arrays of different lengths")
+    return layer
+
+
+def _fits(ranked: RankedPatches, layer: Layer) -> bool:
+    """Whether patches are `[units, k]`, with all that is said of them."""
+    score = ranked.score.shape
+    return (
+        len(score) == 2
+        and score[0] == len(layer.mean)
+        and score == ranked.image.shape
+        and (*score, 2) == ranked.position.shape
+        and (*score, 4) == ranked.box.shape
+    )
 
 
 def _finding(arrays: Mapping[str, np.ndarray], prefix: str) -> Finding:
