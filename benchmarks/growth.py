@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from nstvis import data
 
 COUNTS = (25_000, 50_000, 100_000)

@@ -20,6 +20,7 @@ import os
 import pathlib
 import shlex
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -112,6 +113,17 @@ def _log_to_terminal() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: record.name != "absl")
     logging.raiseExceptions = False  # on a full disk the run says so
+    sys.excepthook = _log_of_threads
+
+
+def _log_of_threads(
+    kind: type[BaseException], error: BaseException, trace: Any
+) -> None:
+    """Keeps what Orbax's threads print after a failed save out of the terminal."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger("absl").warning("%r", error)
 
 
 @contextlib.contextmanager

@@ -94,7 +94,8 @@ class Checkpoints:
             else:
                 devices.give_memory_back()  # Orbax copies the state
             self._sealed.result()  # Orbax skips a save while another one goes on.
-            self._keeper.save_checkpointables_async(step, {"state": state} | parts)
+            with files.naming(self._folder / str(step)):
+                self._keeper.save_checkpointables_async(step, {"state": state} | parts)
             self._sealed = self._thread.submit(self._seal, step)
             if not small:
                 self._sealed.result()
@@ -103,9 +104,10 @@ class Checkpoints:
 
     def _seal(self, step: int) -> None:
         """Waits until a checkpoint is written, and adds its digest."""
-        self._keeper.wait()
+        folder = self._folder / str(step)
+        with files.naming(folder):
+            self._keeper.wait()
         if devices.is_lead():
-            folder = self._folder / str(step)
             files.write_text(folder / DIGEST, _digest(folder))
 
     def restore(self, like: Any, **parts: Any) -> Any:
