@@ -26,7 +26,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from nstvis import images
+from nstvis import decoding
 from nstvis.runs import registry
 
 FOLDER = pathlib.Path(__file__).parent
@@ -54,7 +54,7 @@ class Example:
         Raises:
             ValueError: It is damaged.
         """
-        return images.decode(self.encoded, self.id, self.as_stored)
+        return decoding.decode(self.encoded, self.id, self.as_stored)
 
 
 class Source(Protocol):

@@ -1,0 +1,125 @@
+"""Decodes picture files as they are meant to look: orientation, colours, limits."""
+
+import contextlib
+import difflib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL
+from PIL import Image, ImageCms, ImageOps
+
+# Pillow, too, refuses to decode more.
+MAX_PIXELS = 178_956_970
+
+_FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "GIF"]
+
+logger = logging.getLogger(__name__)
+
+
+def decode(encoded: bytes, name: str, as_stored: bool = False) -> Image.Image:
+    """Decodes the bytes of a picture file as `images.read` reads a file called `name`.
+
+    Args:
+        encoded: The bytes.
+        name: For errors.
+        as_stored: Whether EXIF orientation, colour profile and opacity are ignored, as
+            torchvision does; then of mode RGB.
+    """
+    with _decoded(io.BytesIO(encoded), name) as picture:
+        return picture.convert("RGB") if as_stored else normalized(picture)
+
+
+def normalized(picture: Image.Image) -> Image.Image:
+    """Converts a picture opened with Pillow to what `images.read` returns for its file."""
+    name = getattr(picture, "filename", "") or "a picture"
+    return _in_srgb(ImageOps.exif_transpose(picture), name)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture file; any error inside becomes one line that names its path."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a picture file")
+    if not path.exists():
+        names = {entry.stem: entry.name for entry in path.parent.glob("*")}
+        close = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f"; did you mean {names[close[0]]}?" if close else ""
+        raise FileNotFoundError(f"{path}: no such file{hint}")
+    with _decoded(path, str(path)) as picture:
+        yield picture
+
+
+@contextlib.contextmanager
+def _decoded(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from half the limit on; stray metadata
+            with Image.open(file, formats=_FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield picture
+    except Image.DecompressionBombError as error:
+        line = f"{name}: more than {MAX_PIXELS:,} pixels; scale it down first"
+        raise ValueError(line) from error
+    except PIL.UnidentifiedImageError as error:
+        message = f"{name}: not readable as {', '.join(_FORMATS)}; convert it first"
+        raise ValueError(message) from error
+    except Exception as error:  # decoders raise almost anything on a broken file
+        raise ValueError(f"{name}: cannot read this picture: {error}") from error
+
+
+def _in_srgb(picture: Image.Image, name: str) -> Image.Image:
+    """Converts a picture of any mode to sRGB, with alpha where any is transparent."""
+    icc = picture.info.get("icc_profile")
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
+    mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
+    alpha = None
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+    picture = _to_srgb(picture.convert(mode), icc, name)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        picture.putalpha(alpha)
+    # Pillow would write what is left here, such as a comment, into the next file.
+    picture.info.clear()
+    return picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scales grey of more than 8 bits to mode L; Pillow's `convert` would clip it."""
+    values = np.asarray(picture)
+    floating = picture.mode == "F"
+    shares = floating and values.min() >= 0 and values.max() <= 1
+    grey = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), 64):  # some rows at a time, as steps make copies
+        rows = values[first : first + 64].astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError("the grey levels are not all finite numbers")
+        if not floating:
+            rows = rows / 257
+        elif shares:
+            rows = rows * 255
+        grey[first : first + 64] = np.rint(np.clip(rows, 0, 255))
+    return Image.fromarray(grey)
+
+
+def _to_srgb(picture: Image.Image, icc: bytes | None, name: str) -> Image.Image:
+    """Converts mode L, RGB or CMYK to RGB through the picture's colour profile."""
+    if icc is None:
+        return picture.convert("RGB")
+    if picture.mode == "L" and icc[16:20] == b"RGB ":  # the profile's colour space
+        picture = picture.convert("RGB")
+    try:
+        srgb = ImageCms.createProfile("sRGB")
+        profile = ImageCms.getOpenProfile(io.BytesIO(icc))
+        mode = picture.mode
+        return ImageCms.buildTransform(profile, srgb, mode, "RGB").apply(picture)
+    except (OSError, ImageCms.PyCMSError) as error:
+        logger.warning("%s: colour profile ignored: %s", name, error)
+        return picture.convert("RGB")
