@@ -13,8 +13,10 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageOps
 
-# Pillow, too, refuses to decode more.
+# Of one's own picture; Pillow, too, refuses to decode more.
 MAX_PIXELS = 178_956_970
+# Of an image of a data set, whose files many threads decode and nobody has looked at.
+MAX_IMAGE_PIXELS = 64_000_000
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "GIF"]
 
@@ -22,15 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 def decode(encoded: bytes, name: str, as_stored: bool = False) -> Image.Image:
-    """Decodes the bytes of a picture file as `images.read` reads a file called `name`.
+    """Decodes an image of a data set as `images.read` reads a file called `name`.
+
+    A JPEG of more than `MAX_IMAGE_PIXELS` is decoded to a quarter of its sides, for which
+    its coefficients of lower frequencies do; others of that size are refused.
 
     Args:
         encoded: The bytes.
         name: For errors.
         as_stored: Whether EXIF orientation, colour profile and opacity are ignored, as
             torchvision does; then of mode RGB.
+
+    Raises:
+        ValueError: It is damaged, or has more than `MAX_IMAGE_PIXELS` and is no JPEG.
     """
-    with _decoded(io.BytesIO(encoded), name) as picture:
+    with _decoded(io.BytesIO(encoded), name, of_data_set=True) as picture:
         return picture.convert("RGB") if as_stored else normalized(picture)
 
 
@@ -45,6 +53,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """Opens a picture file; any error inside becomes one line that names its path."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a picture file")
+    if path.exists() and not path.is_file():  # a pipe, that nobody may ever write to
+        raise ValueError(f"{path}: is no regular file; give a picture file")
     if not path.exists():
         names = {entry.stem: entry.name for entry in path.parent.glob("*")}
         close = difflib.get_close_matches(path.stem, names, n=1)
@@ -55,22 +65,31 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextlib.contextmanager
-def _decoded(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+def _decoded(
+    file: Path | BinaryIO, name: str, of_data_set: bool = False
+) -> Iterator[Image.Image]:
+    most = MAX_IMAGE_PIXELS if of_data_set else MAX_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from half the limit on; stray metadata
             with Image.open(file, formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+                if of_data_set and _pixels(picture) > most:
+                    picture.draft(None, (picture.width // 4, picture.height // 4))
+                if _pixels(picture) > most:
                     raise Image.DecompressionBombError
                 yield picture
     except Image.DecompressionBombError as error:
-        line = f"{name}: more than {MAX_PIXELS:,} pixels; scale it down first"
+        line = f"{name}: more than {most:,} pixels; scale it down first"
         raise ValueError(line) from error
     except PIL.UnidentifiedImageError as error:
         message = f"{name}: not readable as {', '.join(_FORMATS)}; convert it first"
         raise ValueError(message) from error
     except Exception as error:  # decoders raise almost anything on a broken file
         raise ValueError(f"{name}: cannot read this picture: {error}") from error
+
+
+def _pixels(picture: Image.Image) -> int:
+    return picture.width * picture.height
 
 
 def _in_srgb(picture: Image.Image, name: str) -> Image.Image:
@@ -81,14 +100,19 @@ def _in_srgb(picture: Image.Image, name: str) -> Image.Image:
     mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
     alpha = None
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        picture = _in_mode(picture, "RGBA")
         alpha = picture.getchannel("A")
-    picture = _to_srgb(picture.convert(mode), icc, name)
+    picture = _to_srgb(_in_mode(picture, mode), icc, name)
     if alpha is not None and alpha.getextrema() != (255, 255):
         picture.putalpha(alpha)
     # Pillow would write what is left here, such as a comment, into the next file.
     picture.info.clear()
     return picture
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Converts a picture; Pillow's `convert` would copy one that is in this mode."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -112,7 +136,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _to_srgb(picture: Image.Image, icc: bytes | None, name: str) -> Image.Image:
     """Converts mode L, RGB or CMYK to RGB through the picture's colour profile."""
     if icc is None:
-        return picture.convert("RGB")
+        return _in_mode(picture, "RGB")
     if picture.mode == "L" and icc[16:20] == b"RGB ":  # the profile's colour space
         picture = picture.convert("RGB")
     try:
