@@ -128,7 +128,7 @@ def _opened(path: str) -> tuple[epath.Path, bool]:
 def _files(folder: epath.Path) -> list[str]:
     """Returns the paths of all files, at any depth, relative to the folder.
 
-    Pipes, sockets and devices are left out, as are hidden folders.
+    Pipes, sockets and devices are left out; on a disk, so is what is hidden.
     """
     if "://" in str(folder):
         # One request per thousand files, where a walk takes one per folder.
@@ -138,12 +138,14 @@ def _files(folder: epath.Path) -> list[str]:
     while waiting:
         parent, folders = waiting.pop(), {}
         for entry in _entries(folder / parent):
+            if entry.name.startswith("."):
+                continue
             lost = entry.is_symlink() and not os.path.exists(entry.path)
-            if lost and not entry.name.lower().endswith(SUFFIXES):
+            if lost and not _is_image(entry.name):
                 logger.warning("%s leads nowhere, and is left out", entry.path)
             elif lost or entry.is_file():
                 files.append(f"{parent}{entry.name}")
-            elif entry.is_dir() and not entry.name.startswith("."):
+            elif entry.is_dir():
                 folders[entry.name] = os.path.realpath(entry.path)
         # Links may lead in circles; each folder is visited once.
         fresh = [name for name in sorted(folders) if folders[name] not in seen]
