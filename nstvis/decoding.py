@@ -27,7 +27,8 @@ def decode(encoded: bytes, name: str, as_stored: bool = False) -> Image.Image:
     """Decodes an image of a data set as `images.read` reads a file called `name`.
 
     A JPEG of more than `MAX_IMAGE_PIXELS` is decoded to a quarter of its sides, for which
-    its coefficients of lower frequencies do; others of that size are refused.
+    its coefficients of lower frequencies do; other images, and progressive JPEGs, of that
+    size are refused.
 
     Args:
         encoded: The bytes.
@@ -73,7 +74,11 @@ def _decoded(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from half the limit on; stray metadata
             with Image.open(file, formats=_FORMATS) as picture:
-                if of_data_set and _pixels(picture) > most:
+                if (
+                    of_data_set
+                    and _pixels(picture) > most
+                    and not _progressive(picture)
+                ):
                     picture.draft(None, (picture.width // 4, picture.height // 4))
                 if _pixels(picture) > most:
                     raise Image.DecompressionBombError
@@ -86,6 +91,11 @@ def _decoded(
         raise ValueError(message) from error
     except Exception as error:  # decoders raise almost anything on a broken file
         raise ValueError(f"{name}: cannot read this picture: {error}") from error
+
+
+def _progressive(picture: Image.Image) -> bool:
+    """Whether all coefficients, in gigabytes, are kept while a JPEG is decoded."""
+    return bool(picture.info.get("progressive"))
 
 
 def _pixels(picture: Image.Image) -> int:
@@ -102,7 +112,8 @@ def _in_srgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.has_transparency_data:
         picture = _in_mode(picture, "RGBA")
         alpha = picture.getchannel("A")
-    picture = _to_srgb(_in_mode(picture, mode), icc, name)
+    picture = _in_mode(picture, mode)  # which frees what it was before the next copy
+    picture = _to_srgb(picture, icc, name)
     if alpha is not None and alpha.getextrema() != (255, 255):
         picture.putalpha(alpha)
     # Pillow would write what is left here, such as a comment, into the next file.
