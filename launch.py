@@ -1,8 +1,6 @@
 """Runs an experiment: `python launch.py --experiment=style --config.size=512`."""
 
-import sys
-
-from nstvis.launcher import main
+from nstvis.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start()

@@ -124,7 +124,10 @@ def _flags(description: str | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="a file to write the numbers to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    flags = parser.parse_args()
+    if flags.json and not flags.json.parent.is_dir():
+        parser.error(f"{flags.json}: no such folder; make {flags.json.parent} first")
+    return flags
 
 
 def _told(common: dict[str, Any]) -> str:

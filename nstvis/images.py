@@ -1,38 +1,29 @@
-"""Pictures: reading, writing, arrays, sizes, colours and contact sheets.
+"""Pictures: files, arrays, sizes, colours and contact sheets.
 
 A picture is what a person looks at, here a `PIL.Image.Image`; a network sees images.
 """
 
 import contextlib
-import difflib
 import importlib.util
-import io
 import json
-import logging
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import PIL
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from PIL.Image import Resampling
 from PIL.PngImagePlugin import PngInfo
 
+from nstvis.decoding import normalized, opened
 from nstvis.runs import files
 
-# Pillow, too, refuses to decode more.
-MAX_PIXELS = 178_956_970
 GREY = 127  # where an image has no pixels
 
-_FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "GIF"]
 _LUMA = np.array([0.299, 0.587, 0.114])
-
-logger = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike) -> Image.Image:
@@ -43,7 +34,8 @@ def read(path: str | os.PathLike) -> Image.Image:
     outside, else as 0..255, clipped. Of an animation, the first frame is read.
 
     Args:
-        path: A JPEG, PNG, WebP, TIFF or GIF file of at most `MAX_PIXELS` pixels.
+        path: A JPEG, PNG, WebP, TIFF or GIF file of at most
+            178,956,970 pixels.
 
     Returns:
         A picture of mode RGBA if any of its pixels is transparent, else RGB.
@@ -52,7 +44,7 @@ def read(path: str | os.PathLike) -> Image.Image:
         FileNotFoundError: There is no such file.
         ValueError: The file is too large, broken, or not a picture.
     """
-    with _opened(Path(path)) as picture:
+    with opened(Path(path)) as picture:
         return normalized(picture)
 
 
@@ -68,29 +60,10 @@ def read_stored(path: str | os.PathLike) -> Image.Image:
         FileNotFoundError: There is no such file.
         ValueError: As for `read`, or the file is grey of more than 8 bits.
     """
-    with _opened(Path(path)) as picture:
+    with opened(Path(path)) as picture:
         if picture.mode.startswith(("I", "F")):
             raise ValueError("grey of more than 8 bits; save it with 8")
         return ImageOps.exif_transpose(picture).convert("RGB")
-
-
-def decode(encoded: bytes, name: str, as_stored: bool = False) -> Image.Image:
-    """Decodes the bytes of a picture file as `read` reads a file called `name`.
-
-    Args:
-        encoded: The bytes.
-        name: For errors.
-        as_stored: Whether EXIF orientation, colour profile and opacity are ignored, as
-            torchvision does; then of mode RGB.
-    """
-    with _decoded(io.BytesIO(encoded), name) as picture:
-        return picture.convert("RGB") if as_stored else normalized(picture)
-
-
-def normalized(picture: Image.Image) -> Image.Image:
-    """Converts a picture opened with Pillow to what `read` returns for its file."""
-    name = getattr(picture, "filename", "") or "a picture"
-    return _in_srgb(ImageOps.exif_transpose(picture), name)
 
 
 def to_array(picture: Image.Image) -> np.ndarray:
@@ -180,7 +153,7 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: The file holds none.
     """
-    with _opened(Path(path)) as picture:
+    with opened(Path(path)) as picture:
         description = picture.getexif().get(ExifTags.Base.ImageDescription)
         notes = picture.info.get("nstvis"), picture.info.get("comment"), description
     for note in filter(None, notes):
@@ -263,83 +236,6 @@ def sheet(
         middle = left + cell[0] // 2, top + cell[1] + font_size
         draw.text(middle, _shortened(label, font, cell[0]), ink, font, anchor="mm")
     return page
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens a picture file; any error inside becomes one line that names its path."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a picture file")
-    if not path.exists():
-        names = {entry.stem: entry.name for entry in path.parent.glob("*")}
-        close = difflib.get_close_matches(path.stem, names, n=1)
-        hint = f"; did you mean {names[close[0]]}?" if close else ""
-        raise FileNotFoundError(f"{path}: no such file{hint}")
-    with _decoded(path, str(path)) as picture:
-        yield picture
-
-
-@contextlib.contextmanager
-def _decoded(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from half the limit on; stray metadata
-            with Image.open(file, formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                yield picture
-    except Image.DecompressionBombError as error:
-        line = f"{name}: more than {MAX_PIXELS:,} pixels; scale it down first"
-        raise ValueError(line) from error
-    except PIL.UnidentifiedImageError as error:
-        message = f"{name}: not readable as {', '.join(_FORMATS)}; convert it first"
-        raise ValueError(message) from error
-    except Exception as error:  # decoders raise almost anything on a broken file
-        raise ValueError(f"{name}: cannot read this picture: {error}") from error
-
-
-def _in_srgb(picture: Image.Image, name: str) -> Image.Image:
-    """Converts a picture of any mode to sRGB, with alpha where any is transparent."""
-    icc = picture.info.get("icc_profile")
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture)
-    mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
-    alpha = None
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha = picture.getchannel("A")
-    picture = _to_srgb(picture.convert(mode), icc, name)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        picture.putalpha(alpha)
-    # Pillow would write what is left here, such as a comment, into the next file.
-    picture.info.clear()
-    return picture
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scales grey of more than 8 bits to mode L; Pillow's `convert` would clip it."""
-    values = np.asarray(picture, np.float32)
-    if picture.mode != "F":
-        values = values / 257
-    elif values.min() >= 0 and values.max() <= 1:
-        values = values * 255
-    return Image.fromarray(_quantized(values, np.uint8))
-
-
-def _to_srgb(picture: Image.Image, icc: bytes | None, name: str) -> Image.Image:
-    """Converts mode L, RGB or CMYK to RGB through the picture's colour profile."""
-    if icc is None:
-        return picture.convert("RGB")
-    if picture.mode == "L" and icc[16:20] == b"RGB ":  # the profile's colour space
-        picture = picture.convert("RGB")
-    try:
-        srgb = ImageCms.createProfile("sRGB")
-        profile = ImageCms.getOpenProfile(io.BytesIO(icc))
-        mode = picture.mode
-        return ImageCms.buildTransform(profile, srgb, mode, "RGB").apply(picture)
-    except (OSError, ImageCms.PyCMSError) as error:
-        logger.warning("%s: colour profile ignored: %s", name, error)
-        return picture.convert("RGB")
 
 
 def _colors(

@@ -71,6 +71,7 @@ def main(argv: list[str] = sys.argv) -> int:
 
 
 def _launch(argv: list[str]) -> int:
+    argv = flags.at_home(argv)
     values = absl.flags.FlagValues()
     absl.flags.DEFINE_string("experiment", None, "", flag_values=values)
     absl.flags.DEFINE_string("workdir", None, "", flag_values=values)

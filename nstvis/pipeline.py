@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import re
 import threading
 
 import grain
@@ -19,10 +20,14 @@ from PIL import Image
 
 from nstvis import crops
 from nstvis.data import Example, Source
+from nstvis.runs.files import naming
 
 logger = logging.getLogger(__name__)
 
 _LISTING = threading.Lock()
+_ESCAPE = re.compile(
+    r"\\(?:[\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"
+)
 
 
 def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -33,28 +38,59 @@ def shapes(batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Damaged:
-    """Lists the images that could not be decoded, one per line of a file."""
+    """Lists the images that could not be read or decoded, one per line of a file.
+
+    Line breaks and other characters that do not print are escaped, as in Python. Threads
+    and processes may share the file; each reads what others have added.
+    """
 
     path: pathlib.Path
+    # The ids in the file, as far as it has been read; and what is left of a line that a
+    # killed process has begun.
+    _known: dict[str, None] = dataclasses.field(default_factory=dict, init=False)
+    _read: int = dataclasses.field(default=0, init=False)
+    _begun: bytes = dataclasses.field(default=b"", init=False)
 
     def add(self, example: Example, error: Exception) -> None:
         """Lists an image, unless it is listed already."""
         with _LISTING:
-            if example.id not in self.ids():
-                logger.warning("skipped a damaged image: %s", error)
-                with self.path.open("a", errors="surrogateescape") as file:
-                    file.write(f"{example.id}\t{error}\n")
+            self._update()
+            if example.id in self._known:
+                return
+            reason = _escaped(str(error))
+            logger.warning("skipped a damaged image: %s", reason)
+            line = f"{_escaped(example.id)}\t{reason}\n".encode()
+            with naming(self.path), self.path.open("ab") as file:
+                file.write(b"\n" + line if self._begun else line)
 
     def ids(self) -> list[str]:
         """Returns the ids of the images listed so far."""
-        with contextlib.suppress(FileNotFoundError):
-            return [
-                line.split("\t")[0]
-                for line in self.path.read_text(errors="surrogateescape").splitlines()
-            ]
-        return []
+        with _LISTING:
+            self._update()
+            return list(self._known)
+
+    def _update(self) -> None:
+        """Reads the lines that are new."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(self._read)
+            *lines, self._begun = file.read().split(b"\n")
+            self._read = file.tell() - len(self._begun)
+            for line in lines:
+                id, _, _ = line.decode(errors="surrogateescape").partition("\t")
+                self._known[_unescaped(id)] = None
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
 
 
 def training(

@@ -252,3 +252,13 @@ def test_the_readme_says_from_which_ratio_to_which():
         line = rf"^\| \[`{name}`\]\(benchmarks/.*\| (.*) \|$"
         row = re.findall(line, readme, re.MULTILINE)
         assert row == [f"{least:.2f} to {most:.2f}" if least < most else f"{least:.2f}"]
+
+
+def test_numbers_for_a_missing_folder_are_refused_first(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "none/a.json"
+    monkeypatch.setattr(sys, "argv", ["style.py", f"--json={path}"])
+    with pytest.raises(SystemExit):
+        report.main("steps/s", style.work, style.rows)
+    assert (
+        f"{path}: no such folder; make {path.parent} first" in capsys.readouterr().err
+    )

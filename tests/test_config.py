@@ -196,3 +196,22 @@ def test_descriptions_show_inherited_fields_and_their_comments(tmp_path):
         "  --config.bare=0.5  (float)",
         "      ",
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--config.content=~/a.jpg", "--config.content=/home/me/a.jpg"),
+        ("--workdir=~", "--workdir=/home/me"),
+        ("~/a.jpg", "/home/me/a.jpg"),  # of --config.content ~/a.jpg, without a shell
+        ("--config.dataset=folder:~/x", "--config.dataset=folder:/home/me/x"),
+        ("--config.style=~/a,b~c, ~/d", "--config.style=/home/me/a,b~c, /home/me/d"),
+        ("--config.columns=style:a,~/b", "--config.columns=style:a,/home/me/b"),
+        ("--config.content=~no.such.user/a", "--config.content=~no.such.user/a"),
+        ("--config.content=./~/a~b", "--config.content=./~/a~b"),
+        ("--config.data_dir=gs://a/~b", "--config.data_dir=gs://a/~b"),
+    ],
+)
+def test_a_tilde_is_the_home_folder(word, expected, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert flags.at_home([word]) == [expected]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from nstvis import images
+from nstvis import decoding, images
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -191,7 +191,7 @@ def test_a_picture_opened_with_pillow_is_read_alike(tmp_path):
     turned[0x0112] = 6
     Image.fromarray(noise()).save(tmp_path / "a.png", exif=turned)
     with Image.open(tmp_path / "a.png") as opened:
-        ours = images.normalized(opened)
+        ours = decoding.normalized(opened)
     np.testing.assert_array_equal(ours, images.read(tmp_path / "a.png"))
     assert ours.size == noise().shape[:2]
 

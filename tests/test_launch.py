@@ -480,6 +480,13 @@ def test_interrupted_before_it_has_a_workdir_there_is_nothing_to_resume(
     assert not list(tmp_path.iterdir())
 
 
+def test_paths_may_start_with_a_tilde(call, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((folder / "mine.py").read_text())
+    assert call("--experiment=~/mine.py", "--workdir=~/run").returncode == 0
+    assert (tmp_path / "run/said.txt").exists()
+
+
 def test_a_bug_shows_its_traceback(call, tmp_path):
     (tmp_path / "buggy.py").write_text(
         f"{MINE.partition('def run')[0]}def run(config, workdir):\n    config.no_such\n"

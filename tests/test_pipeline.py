@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import pickle
 import time
 
 import numpy as np
@@ -243,19 +244,63 @@ def test_a_damaged_image_is_listed_once(damaged):
     assert damaged.path.read_text() == "a\ta: broken\nb\tb: broken\n"
 
 
+def list_all(damaged, ids):
+    for id in ids:
+        damaged.add(Example(id, 0, b""), ValueError(f"{id}: broken"))
+
+
 def test_a_damaged_image_is_listed_once_by_many_threads(damaged, monkeypatch):
-    ids = pipeline.Damaged.ids
+    update = pipeline.Damaged._update
 
     def slowly(self):
-        found = ids(self)
+        update(self)
         time.sleep(0.02)
-        return found
 
-    monkeypatch.setattr(pipeline.Damaged, "ids", slowly)
-    examples = [Example(id, 0, b"") for id in "aaaabbbb"]
+    monkeypatch.setattr(pipeline.Damaged, "_update", slowly)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda one: damaged.add(one, ValueError("broken")), examples))
-    assert sorted(ids(damaged)) == ["a", "b"]
+        list(pool.map(lambda id: list_all(damaged, [id]), "aaaabbbb"))
+    assert sorted(damaged.path.read_text().splitlines()) == [
+        "a\ta: broken",
+        "b\tb: broken",
+    ]
+
+
+def test_the_list_of_damaged_images_is_read_once(damaged):
+    list_all(damaged, "ab")
+    assert damaged.ids() == ["a", "b"]
+    other = pipeline.Damaged(damaged.path)  # of another process
+    list_all(other, "bc")
+    whole = damaged.path.read_bytes()
+    damaged.path.write_bytes(b"?" * 11 + whole[11:])  # what has been read already
+    list_all(damaged, "acd")
+    assert damaged.ids() == ["a", "b", "c", "d"]
+    assert pickle.loads(pickle.dumps(damaged)).ids() == damaged.ids()
+
+
+ids = st.text(st.characters(exclude_categories=()) | st.sampled_from("\\nx0\n\t\r"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ids, unique=True, max_size=4))
+def test_any_id_is_listed_in_a_line(tmp_path_factory, ids):
+    damaged = pipeline.Damaged(tmp_path_factory.mktemp("listed") / "damaged.txt")
+    list_all(damaged, ids)
+    again = pipeline.Damaged(damaged.path)
+    list_all(again, ids)
+    assert again.ids() == damaged.ids() == ids
+    if ids:
+        lines = damaged.path.read_text(encoding="utf-8").splitlines()
+        assert [line.count("\t") for line in lines] == [1] * len(ids)
+
+
+def test_any_list_can_be_read(damaged):
+    # An older one, of names that need not be UTF-8, and the end of a killed process.
+    damaged.path.write_bytes(
+        b"a\\b\\x\tbroken\ncaf\xe9.jpg\tbroken\n\\Uffffffff\t\nbeg"
+    )
+    list_all(damaged, ["z"])
+    assert damaged.ids() == ["a\\b\\x", "caf\udce9.jpg", "\\Uffffffff", "beg", "z"]
+    assert damaged.path.read_bytes().endswith(b"\nbeg\nz\tz: broken\n")
 
 
 def test_if_all_are_damaged_there_is_no_batch(damaged):

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from nstvis import images
+from nstvis import decoding
 from nstvis.runs import registry
 
 FOLDER = pathlib.Path(__file__).parent
@@ -41,20 +41,24 @@ class Example:
         label: Index of its class in `Source.classes`; -1 if it has none.
         encoded: The bytes of a JPEG, PNG, WebP, TIFF or GIF file, perhaps damaged.
         as_stored: Whether its EXIF orientation and colour profile are ignored.
+        unreadable: Why there are no bytes, if they could not be read.
     """
 
     id: str
     label: int
     encoded: bytes
     as_stored: bool = False
+    unreadable: str = ""
 
     def decode(self) -> Image.Image:
         """Decodes the image.
 
         Raises:
-            ValueError: It is damaged.
+            ValueError: It is damaged, or could not be read.
         """
-        return images.decode(self.encoded, self.id, self.as_stored)
+        if self.unreadable:
+            raise ValueError(f"{self.id}: cannot read this picture: {self.unreadable}")
+        return decoding.decode(self.encoded, self.id, self.as_stored)
 
 
 class Source(Protocol):

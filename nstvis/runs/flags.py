@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,16 @@ from ml_collections import config_flags
 from nstvis.runs import config as configs
 from nstvis.runs import registry
 from nstvis.runs.registry import unknown
+
+
+def at_home(argv: Sequence[str]) -> list[str]:
+    """Expands `~` and `~user` in paths of a command line: `--config.content=~/a.jpg`.
+
+    A shell does so at the start of a word alone; here it is also expanded after `=`, `:`
+    (`folder:~/photos`) and commas.
+    """
+    start = re.compile(r"((?:^|[=:,])\s*)(~[^/,:=]*)")
+    return [start.sub(lambda x: x[1] + os.path.expanduser(x[2]), x) for x in argv]
 
 
 def parse_config(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from nstvis import images
+from nstvis import decoding, images
 from nstvis.data.folder import SUFFIXES
 from nstvis.runs import files
 
@@ -51,7 +51,7 @@ class Frames:
         try:
             with Image.open(file) as picture:
                 picture.seek(number)
-                return images.normalized(picture)
+                return decoding.normalized(picture)
         except Exception as error:  # decoders raise almost anything on a broken file
             line = f"{file}: cannot read frame {number + 1}: {error}"
             raise ValueError(line) from error

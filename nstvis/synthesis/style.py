@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from nstvis import devices, images
+from nstvis import decoding, devices, images
 from nstvis.layers import CAFFE_MEAN
 from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
 from nstvis.synthesis.layouts import Layout
@@ -85,8 +85,8 @@ class StyleTransfer:
         check(settings, len(styles))
         self._quiet = False
         self.settings = settings
-        self.content = images.normalized(content)
-        self._styles = [images.normalized(style) for style in styles]
+        self.content = decoding.normalized(content)
+        self._styles = [decoding.normalized(style) for style in styles]
         self._regions = self._read_masks()
         if settings.preserve_color == "histogram":
             self._styles = [_recolored(s, self.content) for s in self._styles]
@@ -116,7 +116,7 @@ class StyleTransfer:
             ValueError: The content is of another size.
         """
         other = copy.copy(self)
-        other.content, other._quiet = images.normalized(content), True
+        other.content, other._quiet = decoding.normalized(content), True
         if other.content.size != self.content.size:
             sizes = (f"{w} x {h}" for w, h in (other.content.size, self.content.size))
             raise ValueError(f"a content of {' pixels in a transfer of '.join(sizes)}")
