@@ -120,6 +120,5 @@ def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 def shown(name: object) -> str:
     """Returns a name out of a file as a message may show it: in one line, and cut."""
-    text = str(name)
-    dots = "..." if len(text) > _LONGEST_NAME else ""
-    return repr(text[:_LONGEST_NAME])[1:-1] + dots
+    text = repr(str(name))[1:-1]
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
