@@ -199,7 +199,8 @@ def _orbax(path: Path) -> dict[str, Tensor]:
 
     _refuse_odd_files(path)
     folder = str(path.absolute())
-    context = ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.ORBAX)
+    context = ocp.Context()
+    context.checkpoint_layout = ocp.options.CheckpointLayout.ORBAX
     with context:
         tree = ocp.metadata(folder).metadata
 
@@ -218,6 +219,10 @@ def _orbax(path: Path) -> dict[str, Tensor]:
     def tensor(name: str, leaf: Any) -> Tensor:
         shape = as_shape(getattr(leaf, "shape", ()))
         dtype = np.dtype(getattr(leaf, "dtype", object))
+        # As large as its chunks are the arrays that are made when it is read.
+        chunk = getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None)
+        if chunk and any(c > max(n, 1) for c, n in zip(chunk, shape, strict=True)):
+            raise ValueError(f"{shown(name)} is stored in chunks larger than itself")
         read = lambda at, n: values(name)[at : at + n]
         return Tensor(shape, dtype, strides_of(shape, dtype), 0, read)
 
@@ -225,10 +230,14 @@ def _orbax(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_odd_files(path: Path) -> None:
-    """Refuses pipes, which would keep Orbax waiting, and JSON that is too long."""
+    """Refuses pipes, which would keep Orbax waiting, and metadata that is too long."""
     for entry in path.rglob("*"):
         if not entry.is_file() and not entry.is_dir():
             raise ValueError(f"{shown(entry.name)} is no regular file")
+        described = f"{entry.parent.name}/{entry.name}".lower()
+        metadata = "metadata" in described or entry.name.startswith((".", "_"))
+        if (metadata or entry.suffix == ".json") and entry.stat().st_size > PIECE:
+            raise ValueError(f"{shown(entry.name)} is too long")
 
 
 @contextlib.contextmanager

@@ -68,9 +68,13 @@ def of_json(random, tree):
 def of_json_bytes(random, raw):
     """Returns damaged JSON: of other values, with mistakes, or too deep to parse."""
     kind = random.random()
-    if kind < 0.7:
-        return json.dumps(of_json(random, json.loads(raw))).encode()
-    return of_bytes(random, raw) if kind < 0.97 else b"[" * 100_000
+    if kind < 0.03:
+        return b"[" * 100_000
+    try:
+        tree = json.loads(raw) if kind < 0.7 else None
+    except ValueError:
+        tree = None
+    return json.dumps(of_json(random, tree)).encode() if tree else of_bytes(random, raw)
 
 
 def of_zip(random, raw):

@@ -32,7 +32,7 @@ def whole():
                 source = Image.fromarray(np.asarray(source).astype(np.uint16) * 257)
             try:
                 source.save(file, Image.registered_extensions()[suffix], **options)
-            except (OSError, ValueError):
+            except (OSError, ValueError, KeyError):
                 continue  # of a mode that the format has not
             found.append((suffix, file.getvalue()))
     return found
