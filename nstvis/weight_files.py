@@ -205,7 +205,7 @@ def _orbax(path: Path) -> dict[str, Tensor]:
         tree = ocp.metadata(folder).metadata
 
     @functools.lru_cache(1)
-    def values(wanted: str) -> memoryview:
+    def values(wanted: str) -> np.ndarray:
         def request(keys: tuple[Any, ...], leaf: Any) -> Any:
             if _name(keys) != wanted:
                 return ocp.PLACEHOLDER
@@ -214,7 +214,7 @@ def _orbax(path: Path) -> dict[str, Tensor]:
 
         with context:
             loaded = named(ocp.load(folder, jax.tree.map_with_path(request, tree)))
-        return memoryview(np.ascontiguousarray(loaded[wanted]).reshape(-1).view("u1"))
+        return np.ascontiguousarray(loaded[wanted]).reshape(-1).view(np.uint8)
 
     def tensor(name: str, leaf: Any) -> Tensor:
         shape = as_shape(getattr(leaf, "shape", ()))
@@ -223,7 +223,10 @@ def _orbax(path: Path) -> dict[str, Tensor]:
         chunk = getattr(getattr(leaf, "storage_metadata", None), "chunk_shape", None)
         if chunk and any(c > max(n, 1) for c, n in zip(chunk, shape, strict=True)):
             raise ValueError(f"{shown(name)} is stored in chunks larger than itself")
-        read = lambda at, n: values(name)[at : at + n]
+
+        def read(at: int, n: int) -> bytes:
+            return values(name)[at : at + n].tobytes()
+
         return Tensor(shape, dtype, strides_of(shape, dtype), 0, read)
 
     return {name: tensor(name, leaf) for name, leaf in named(tree).items()}

@@ -330,6 +330,48 @@ def test_refuses_classes_that_are_no_list_of_names(tmp_path, classes):
     assert "\n" not in str(error.value)
 
 
+def rewritten(path, key, shape, chunk):
+    """Gives a tensor of an Orbax directory another shape and other chunks."""
+    ts = pytest.importorskip("tensorstore", reason="Orbax brings it")
+
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    metadata = {"shape": shape, "chunk_grid": grid, "codecs": codecs}
+    metadata["data_type"] = "float32"
+    store = {"driver": "ocdbt", "base": f"file://{path}/state/", "path": f"{key}/"}
+    spec = {"driver": "zarr3", "kvstore": store, "metadata": metadata}
+    ts.open(spec, create=True, delete_existing=True).result()
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "complaint"),
+    [
+        ([2**40], [2**40], r"fc6.bias is \(1099511627776,\) and should be \(7,\)"),
+        ([7], [2**40], "fc6.bias is stored in chunks larger than itself"),
+    ],
+)
+def test_refuses_an_orbax_directory_of_huge_arrays(tmp_path, shape, chunk, complaint):
+    save_orbax(tmp_path / "orbax", draw())
+    rewritten(tmp_path / "orbax", "fc6.bias", shape, chunk)
+    assert_refused(tmp_path / "orbax", complaint)
+
+
+def test_refuses_hostile_metadata_of_orbax(tmp_path):
+    save_orbax(tmp_path / "orbax", draw())
+    metadata = tmp_path / "orbax/state/_METADATA"
+    for text in ("[" * 100_000, "[]", "{}", '{"tree_metadata": {"a": 1}}', "\xff"):
+        metadata.write_text(text)
+        assert_refused(tmp_path / "orbax", "cannot read|missing")
+    metadata.write_text(" " * (2**22 + 1))
+    assert_refused(tmp_path / "orbax", "_METADATA is too long")
+    metadata.unlink()
+    with pytest.raises((ValueError, OSError)) as error:
+        load(tmp_path / "orbax")
+    assert "\n" not in str(error.value)
+    os.mkfifo(metadata)
+    assert_refused(tmp_path / "orbax", "_METADATA is no regular file")
+
+
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz"])
 def test_refuses_a_pipe_without_waiting_for_it(tmp_path, name):
     os.mkfifo(tmp_path / name)

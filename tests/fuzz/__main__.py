@@ -37,7 +37,7 @@ class Row:
 def fuzz(kind: str, seed: str, seconds: float, work: pathlib.Path) -> Row:
     """Tries cases of a kind until the time is over."""
     row, number, end = Row(kind), 0, time.monotonic() + seconds
-    worker = Worker(kind, work / kind)
+    worker = Worker(f"tests.fuzz.{kind}", work / kind)
     try:
         while time.monotonic() < end:
             row.add(result := worker.run(f"{seed}-{number}"))
@@ -52,12 +52,10 @@ def fuzz(kind: str, seed: str, seconds: float, work: pathlib.Path) -> Row:
 def kill(seed: str, seconds: float, work: pathlib.Path) -> Row:
     """Kills runs of one experiment after another until the time is over."""
     row, number, end = Row("kills"), 0, time.monotonic() + seconds
-    (work / "kills").mkdir(parents=True, exist_ok=True)
     while time.monotonic() < end:
-        name = list(kills.RUNS)[number % len(kills.RUNS)]
-        row.add(result := kills.run(name, work / "kills", f"{seed}-{number}"))
+        row.add(result := kills.run(f"{seed}-{number}", work / "kills"))
         if result.outcome == "failed":
-            _keep(work, f"kills-{name}", f"{seed}-{number}", result)
+            _keep(work, "kills", f"{seed}-{number}", result)
         number += 1
     return row
 
@@ -77,6 +75,16 @@ def _pipes(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if (pathlib.Path(folder) / name).is_fifo()]
 
 
+def _one(kind: str, seed: str, work: pathlib.Path) -> Result:
+    if kind == "kills":
+        return kills.run(seed, work / kind)
+    worker = Worker(f"tests.fuzz.{kind}", work / kind)
+    try:
+        return worker.run(seed)
+    finally:
+        worker.stop()
+
+
 def main() -> int:
     """Returns the exit status: 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
@@ -89,7 +97,8 @@ def main() -> int:
     kinds = asked.kinds.split(",")
     work = asked.work or pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
     if asked.case:
-        print(result := Worker(kinds[0], work / kinds[0]).run(asked.case))
+        result = _one(kinds[0], asked.case, work)
+        print(result.outcome, result.reason)
         return result.outcome == "failed"
     seconds = 60 * asked.minutes / len(kinds)
     rows = []

@@ -29,10 +29,10 @@ class Result:
 
 
 class Worker:
-    """A process that tries cases of one kind; after a failure, a new one does."""
+    """A process that tries cases of a module; after a failure, a new one does."""
 
-    def __init__(self, kind: str, folder: pathlib.Path):
-        self._kind, self._folder = kind, folder
+    def __init__(self, module: str, folder: pathlib.Path):
+        self._module, self._folder = module, folder
         self._process = None
 
     def run(self, seed: str) -> Result:
@@ -66,7 +66,7 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        arguments = (other, self._kind, self._folder)
+        arguments = (other, self._module, self._folder)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         other.close()
@@ -76,7 +76,7 @@ class Worker:
         return _megabytes("VmRSS", self._process.pid) - self._before
 
 
-def _serve(connection, kind: str, folder: pathlib.Path) -> None:
+def _serve(connection, name: str, folder: pathlib.Path) -> None:
     """Tries the cases that are asked for, until the other side is gone."""
     folder.mkdir(parents=True, exist_ok=True)
     log = (folder / "log.txt").open("w", buffering=1)
@@ -84,7 +84,7 @@ def _serve(connection, kind: str, folder: pathlib.Path) -> None:
     os.dup2(log.fileno(), 2)
     logging.disable()
     warnings.simplefilter("ignore")
-    module = importlib.import_module(f"tests.fuzz.{kind}")
+    module = importlib.import_module(name)
     _try(module.case, "warm-up", folder / "case")
     before = _megabytes("VmRSS")
     connection.send(before)
