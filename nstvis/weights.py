@@ -27,7 +27,8 @@ import safetensors.numpy
 
 from nstvis import weight_files
 from nstvis.runs import cache, files
-from nstvis.weight_files import Shape
+from nstvis.stored import Shape, shown
+from nstvis.weight_files import WeightFile
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 # Simonyan & Zisserman's own networks, as neural-style-pt has them.
@@ -89,17 +90,14 @@ def load(
         return {name: _initial(name, shapes[name], seed) for name in names}
     path = _locate(source, model, torchvision_file, caffe_file)
     aliases = _aliases(shapes, torchvision_names, caffe_names)
-    in_file, tensors = weight_files.read(
-        path, {alias for alias, name in aliases.items() if name in names}
-    )
-    in_file = {a: shape for a, shape in in_file.items() if not a.endswith(_COUNTER)}
-    _refuse(path, model, _misfits(shapes, aliases, in_file))
-    tensors = {
-        aliases[alias]: _to_jax(tensor) if _is_transposed(alias, aliases) else tensor
-        for alias, tensor in tensors.items()
-    }
-    _refuse(path, model, {"not floating point": _not_floating(tensors)})
-    arrays = {name: _to_float32(tensors[name]) for name in names}
+    with weight_files.opened(path) as file:
+        alias_of = _fitting(file, model, shapes, aliases, names)
+        arrays = {}
+        for name in names:
+            arrays[name] = np.empty(shapes[name], np.float32)
+            transposed = _is_transposed(alias_of[name], aliases)
+            into = _in_torch_layout(arrays[name]) if transposed else arrays[name]
+            file.read(alias_of[name], into)
     _refuse(path, model, {"not finite": _not_finite(arrays)})
     return arrays
 
@@ -266,6 +264,28 @@ def _published_name(layer: str, names: Mapping[str, str]) -> str:
     return (names.get(longest, "") + inside).removeprefix(".")
 
 
+def _fitting(
+    file: WeightFile,
+    model: str,
+    shapes: Mapping[str, Shape],
+    aliases: Mapping[str, str],
+    names: Collection[str],
+) -> dict[str, str]:
+    """Returns what a file calls each parameter, after a check that all of it fits."""
+    tensors = {a: t for a, t in file.tensors.items() if not a.endswith(_COUNTER)}
+    in_file = {alias: tensor.shape for alias, tensor in tensors.items()}
+    _refuse(file.path, model, _misfits(shapes, aliases, in_file))
+    alias_of = {aliases[alias]: alias for alias in tensors}
+    # NumPy's own issubdtype does not count bfloat16.
+    others = [
+        name
+        for name in names
+        if not jnp.issubdtype(tensors[alias_of[name]].dtype, np.floating)
+    ]
+    _refuse(file.path, model, {"not floating point": others})
+    return alias_of
+
+
 def _misfits(
     shapes: Mapping[str, Shape], aliases: Mapping[str, str], in_file: dict[str, Shape]
 ) -> dict[str, list[str]]:
@@ -277,10 +297,10 @@ def _misfits(
             expected[alias] = _to_torch(shape)
     return {
         "missing": [name for name in shapes if name not in given],
-        "unknown": [alias for alias in in_file if alias not in aliases],
+        "unknown": [shown(alias) for alias in in_file if alias not in aliases],
         "given twice": [name for name in shapes if given.count(name) > 1],
         "wrong shape": [
-            f"{alias} is {in_file[alias]} and should be {shape}"
+            f"{alias} is {shown(in_file[alias])} and should be {shape}"
             for alias, shape in expected.items()
             if in_file[alias] != shape
         ],
@@ -309,22 +329,8 @@ def _to_torch(shape: Shape) -> Shape:
     return (outputs, inputs, *space)
 
 
-def _to_jax(kernel: np.ndarray) -> np.ndarray:
-    return np.moveaxis(kernel, (0, 1), (-1, -2))
-
-
-def _to_float32(tensor: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # Refused right after, as not finite.
-        return np.ascontiguousarray(tensor, np.float32)
-
-
-def _not_floating(tensors: Mapping[str, np.ndarray]) -> list[str]:
-    # NumPy's own issubdtype does not count bfloat16.
-    return [
-        name
-        for name, tensor in tensors.items()
-        if not jnp.issubdtype(tensor.dtype, np.floating)
-    ]
+def _in_torch_layout(kernel: np.ndarray) -> np.ndarray:
+    return np.moveaxis(kernel, (-1, -2), (0, 1))
 
 
 def _not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:

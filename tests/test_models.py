@@ -186,7 +186,7 @@ def make_twin(torch, name, pool, path, deep=True):
     random = np.random.default_rng(0).standard_normal(999_983, np.float32)
     for i, (key, parameter) in enumerate(twin.named_parameters()):
         if key.startswith("classifier") and not deep:
-            parameter.data = torch.zeros(1).expand(parameter.shape)  # a tiny file
+            parameter.data = torch.zeros(parameter.shape)
             continue
         values = np.resize(np.roll(random, 7919 * i), parameter.shape)
         # He et al. 2015, so that activations keep their size through the layers.

@@ -3,8 +3,12 @@
 import hashlib
 import http.server
 import itertools
+import json
 import math
+import os
 import threading
+import tracemalloc
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from nstvis import weights
+from nstvis import stored, weights
 
 SHAPES = {
     "conv1.kernel": (5, 4, 3, 2),
@@ -66,6 +70,7 @@ SAVERS = {
     "x.pt": save_torch,
     "x.safetensors": lambda path, tensors: save_file(tensors, path),
     "x.npz": lambda path, tensors: np.savez(path, **tensors),
+    "compressed.npz": lambda path, tensors: np.savez_compressed(path, **tensors),
     "orbax": save_orbax,
 }
 EVERY_FORMAT = pytest.mark.parametrize("name", SAVERS)
@@ -198,6 +203,179 @@ def test_an_npz_runs_no_pickle(tmp_path):
     np.savez(tmp_path / "x.npz", **{**draw(), "fc6.bias": np.full(7, {}, object)})
     with pytest.raises(ValueError, match=r"x\.npz"):
         load(tmp_path / "x.npz")
+
+
+def assert_refused(path, complaint):
+    """Checks that a file is refused in one short line, and in little memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=complaint) as error:
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    message = str(error.value)
+    assert path.name in message
+    assert message.isprintable()
+    assert len(message.replace(str(path), "")) < 1000
+
+
+def test_reads_arrays_in_fortrans_order(tmp_path):
+    params = draw()
+    np.savez(tmp_path / "x.npz", **{k: np.asfortranarray(params[k]) for k in params})
+    assert_equal(load(tmp_path / "x.npz"), params)
+
+
+def write_npz(path, header, size, compression=zipfile.ZIP_DEFLATED):
+    """Writes weights of which the bias of fc6 has a header of its own, and zeros."""
+    np.savez(path, **{key: array for key, array in draw().items() if key != "fc6.bias"})
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("fc6.bias.npy", header + bytes(size))
+
+
+def npy(descr="'<f4'", shape="(7,)", version=1):
+    header = (
+        f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    )
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "complaint"),
+    [
+        (npy(), 2**25, "not as long as its shape"),
+        (npy(), 27, "not as long as its shape"),
+        (npy(shape="(2**40,)"), 28, "cannot read"),
+        (npy(shape="(1099511627776,)"), 28, "not as long as its shape"),
+        (npy(shape="(-1,)"), 28, "malformed"),
+        (npy(shape="(True,)"), 28, "malformed"),
+        (npy(shape="(1,)*99"), 28, "cannot read"),
+        (npy(version=2), 28, "no array of np.savez"),
+        (npy(version=2)[:8] + b"\xff\xff\xff\xff", 2**25, "no array of np.savez"),
+        (npy(descr="'|O'"), 56, "arrays of objects"),
+        (npy(descr="[('a', '|O')]"), 56, "arrays of objects"),
+        (npy(descr="'V99999999'"), 28, "not as long as its shape"),
+        (npy(descr="(" * 3000), 28, "cannot read"),
+        (b"", 0, "cannot read"),
+    ],
+)
+def test_refuses_hostile_arrays(tmp_path, header, size, complaint):
+    write_npz(tmp_path / "x.npz", header, size)
+    assert_refused(tmp_path / "x.npz", complaint)
+
+
+def test_refuses_other_compressions_and_many_members(tmp_path, monkeypatch):
+    write_npz(tmp_path / "x.npz", npy(), 28, zipfile.ZIP_LZMA)
+    assert_refused(tmp_path / "x.npz", "compressed")
+    monkeypatch.setattr(stored, "MOST_TENSORS", 3)
+    write_npz(tmp_path / "x.npz", npy(), 28)
+    assert_refused(tmp_path / "x.npz", "over 3 members")
+
+
+def write_safetensors(path, header, size=0):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(size))
+
+
+def entry(dtype="F32", shape=(7,), offsets=(0, 28)):
+    return {"fc6.bias": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        (entry(), "toynet: missing: conv1.kernel, conv1.bias, fc6.kernel$"),
+        (entry(shape=[2**40], offsets=[0, 2**42]), "cut short"),
+        (entry(shape=[2**70], offsets=[0, 2**72]), "malformed"),
+        (entry(shape=[7.0]), "malformed"),
+        (entry(shape=[True] * 7), "malformed"),
+        (entry(shape=[-7, -1]), "malformed"),
+        (entry(shape=[0] * 10**4), "malformed"),
+        (entry(shape="7"), "malformed"),
+        (entry(shape=[8]), "not as long as its shape"),
+        (entry(offsets=[28, 0]), "not as long as its shape"),
+        (entry(offsets=[1, 29]), "cut short"),
+        (entry(offsets=[0]), "cannot read"),
+        (entry(dtype="F33"), "unknown form"),
+        (entry(dtype=["F32"]), "unknown form"),
+        ({"fc6.bias": [7]}, "unknown form"),
+        ({"__metadata__": []}, "malformed"),
+        ({f"\033]{i}" * 99: entry()["fc6.bias"] for i in range(30)}, "and 20 more$"),
+        (b"[" * 100_000, "cannot read"),
+        (b"[]", "cannot read"),
+        (b"\xff{", "cannot read"),
+        (b" " * (2**22 + 1), "too long"),
+    ],
+)
+def test_refuses_hostile_headers(tmp_path, header, complaint):
+    write_safetensors(tmp_path / "x.safetensors", header, 28)
+    assert_refused(tmp_path / "x.safetensors", complaint)
+
+
+def test_refuses_a_misfit_before_it_reads_it(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", entry("F64", [2**37], [0, 2**40]))
+    with (tmp_path / "x.safetensors").open("r+b") as file:
+        file.truncate(2**40 + 2**10)
+    assert_refused(tmp_path / "x.safetensors", "should be")
+
+
+@pytest.mark.parametrize(
+    "classes", ['"ab"', "[1]", "{}", "[", "[" * 50_000, '["a", []]']
+)
+def test_refuses_classes_that_are_no_list_of_names(tmp_path, classes):
+    save_file(draw(), tmp_path / "x.safetensors", {"classes": classes})
+    with pytest.raises(ValueError, match=r"x\.safetensors: ") as error:
+        weights.classes(str(tmp_path / "x.safetensors"), "toynet")
+    assert "\n" not in str(error.value)
+
+
+def rewritten(path, key, shape, chunk):
+    """Gives a tensor of an Orbax directory another shape and other chunks."""
+    ts = pytest.importorskip("tensorstore", reason="Orbax brings it")
+
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    metadata = {"shape": shape, "chunk_grid": grid, "codecs": codecs}
+    metadata["data_type"] = "float32"
+    store = {"driver": "ocdbt", "base": f"file://{path}/state/", "path": f"{key}/"}
+    spec = {"driver": "zarr3", "kvstore": store, "metadata": metadata}
+    ts.open(spec, create=True, delete_existing=True).result()
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "complaint"),
+    [
+        ([2**40], [2**40], r"fc6.bias is \(1099511627776,\) and should be \(7,\)"),
+        ([7], [2**40], "fc6.bias is stored in chunks larger than itself"),
+    ],
+)
+def test_refuses_an_orbax_directory_of_huge_arrays(tmp_path, shape, chunk, complaint):
+    save_orbax(tmp_path / "orbax", draw())
+    rewritten(tmp_path / "orbax", "fc6.bias", shape, chunk)
+    assert_refused(tmp_path / "orbax", complaint)
+
+
+def test_refuses_hostile_metadata_of_orbax(tmp_path):
+    save_orbax(tmp_path / "orbax", draw())
+    metadata = tmp_path / "orbax/state/_METADATA"
+    for text in ("[" * 100_000, "[]", "{}", '{"tree_metadata": {"a": 1}}', "\xff"):
+        metadata.write_text(text)
+        assert_refused(tmp_path / "orbax", "cannot read|missing")
+    metadata.write_text(" " * (2**22 + 1))
+    assert_refused(tmp_path / "orbax", "_METADATA is too long")
+    metadata.unlink()
+    with pytest.raises((ValueError, OSError)) as error:
+        load(tmp_path / "orbax")
+    assert "\n" not in str(error.value)
+    os.mkfifo(metadata)
+    assert_refused(tmp_path / "orbax", "_METADATA is no regular file")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz"])
+def test_refuses_a_pipe_without_waiting_for_it(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert_refused(tmp_path / name, "no regular file")
 
 
 def test_a_missing_file_names_what_is_near_and_what_is_accepted(tmp_path):
