@@ -20,7 +20,7 @@ from nstvis import images
 from nstvis.runs import registry
 
 # Tools that the checks call by name; setuptools builds the package.
-TOOLS = {"pre-commit", "pyright", "pytest-xdist", "ruff", "setuptools"}
+TOOLS = {"ipykernel", "pre-commit", "pyright", "pytest-xdist", "ruff", "setuptools"}
 
 
 packages_distributions = functools.cache(importlib.metadata.packages_distributions)

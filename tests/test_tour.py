@@ -2,6 +2,8 @@
 
 import pathlib
 
+import nbclient
+import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -9,8 +11,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_the_tour_runs_from_a_clean_kernel(monkeypatch):
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
     # The kernel has warnings of its own, and a machine's one CPU.
     for name in ("PYTHONWARNINGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)

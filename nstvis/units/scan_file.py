@@ -146,7 +146,8 @@ def load(path: pathlib.Path) -> tuple[maxima.State, About]:
         with path.open("rb") as opened, np.load(opened) as file:
             about = _about(json.loads(str(file["about"])))
             like = _shapes(about)
-            leaves = [file[f"{i:02}"] for i in range(len(jax.tree.leaves(like)))]
+            count = len(jax.tree.leaves(like))
+            leaves = [np.asarray(file[f"{i:02}"]) for i in range(count)]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path.parent}: holds no finished scan: there is no {path.name}"
