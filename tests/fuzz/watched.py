@@ -94,6 +94,8 @@ def _serve(connection, name: str, folder: pathlib.Path) -> None:
         result = _try(module.case, seed, folder / "case")
         faulthandler.cancel_dump_traceback_later()
         result.megabytes -= before
+        # Pickle cannot read back all that a damaged file can make a message of.
+        result.reason = result.reason.encode("ascii", "backslashreplace").decode()
         if result.outcome != "failed":
             if result.seconds > SECONDS:
                 result.outcome, result.reason = "failed", f"{result.seconds:.1f} s"
