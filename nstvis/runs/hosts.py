@@ -32,7 +32,7 @@ from jax._src import distributed
 # Seconds to wait for all hosts at the start.
 PATIENCE = 120
 # Beats, a second apart, that a host may miss until it is taken for dead.
-SILENCE = 20
+SILENCE = 16
 
 # How a host ended; what it was told of a third is told on.
 _DONE, _STOPPED, _FAILED, _TOLD = "done", "stopped", "failed", "told"
