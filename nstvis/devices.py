@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import logging
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+
+from nstvis.runs import hosts
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -68,16 +69,12 @@ def connect() -> None:
 
     JAX finds the other hosts itself on Cloud TPU, Slurm, MPI and GKE. Elsewhere they
     are given by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+        ValueError: These are incomplete or wrong.
     """
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count, index = (
-            int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        )
-        jax.distributed.initialize(address, count, index)
-    else:
-        with contextlib.suppress(ValueError):  # there is no cluster
-            jax.distributed.initialize()
-    if not is_lead():
+    hosts.connect()
+    if hosts.index():
         logging.disable(logging.INFO)
 
 

@@ -14,10 +14,14 @@ and resumes from the checkpoints it finds there (`nstvis.runs.checkpoints`).
 """
 
 import contextlib
+import dataclasses
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 import pathlib
+import platform
 import shlex
 import sys
 import threading
@@ -29,8 +33,8 @@ from typing import Any
 import absl.flags
 import jax
 
-from nstvis import devices
-from nstvis.runs import cache, flags, registry, workdir
+from nstvis import __version__, devices
+from nstvis.runs import cache, flags, hosts, registry, workdir
 from nstvis.runs import config as configs
 from nstvis.runs.profiling import profiling
 from nstvis.runs.progress import Interrupted, interruptible
@@ -60,14 +64,22 @@ def main(argv: list[str] = sys.argv) -> int:
     gc.set_threshold(100_000)  # or a tenth of a start goes into looking for garbage
     _log_to_terminal()
     try:
-        return _launch(argv)
+        return hosts.leave(_launch(argv))
     except EXPECTED as error:
+        hosts.suspect(error)
         message = next(filter(str.strip, str(error).splitlines()), repr(error))
         print(f"error: {message}", file=sys.stderr)
+        hosts.fail(message)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return hosts.leave(130, "interrupted")
+    except Exception as error:
+        if hosts.several():
+            hosts.suspect(error)
+            traceback.print_exc()
+            hosts.fail(repr(error))
+        raise
 
 
 def _launch(argv: list[str]) -> int:
@@ -95,7 +107,11 @@ def _launch(argv: list[str]) -> int:
     devices.connect()
     devices.keep_memory()
     cache.keep_compiled()
+    if hosts.several() and not values.workdir:
+        raise ValueError("several hosts need --workdir, a folder that all can reach")
     folder = pathlib.Path(values.workdir or workdir.default_workdir(values.experiment))
+    _compare_hosts(values.experiment, config)
+    hosts.resume_with(functools.partial(workdir.command, folder))
     folder.mkdir(parents=True, exist_ok=True)
     with workdir.alone(folder) if devices.is_lead() else contextlib.nullcontext():
         if results := workdir.claim(folder, values.experiment, config):
@@ -143,6 +159,20 @@ def _log_to_file(path: pathlib.Path) -> Iterator[None]:
             handler.close()
 
 
+def _compare_hosts(experiment: str, config: Any) -> None:
+    """Raises a ValueError if other hosts were asked for something else, or are other."""
+    fields = dataclasses.asdict(config)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    versions |= {"nstvis": __version__, "python": platform.python_version()}
+    hosts.agree(
+        {"--experiment": experiment}
+        | {f"--config.{name}": value for name, value in fields.items()}
+        | {f"the version of {name}": value for name, value in versions.items()}
+        | {f"the hash of {name}": value for name, value in hosts.files(fields).items()},
+        wait=True,
+    )
+
+
 def _run(
     experiment: ModuleType, config: Any, folder: pathlib.Path, profile: int
 ) -> int:
@@ -159,7 +189,8 @@ def _run(
         quoted = shlex.quote(str(folder))
         print(str(stop) or "interrupted", file=sys.stderr)
         print(f"rerun with --workdir={quoted} to resume", file=sys.stderr)
-        return 128 + stop.signum if isinstance(stop, Interrupted) else 130
+        status = 128 + stop.signum if isinstance(stop, Interrupted) else 130
+        return hosts.leave(status, str(stop) or "interrupted")
     if names and devices.is_lead():
         workdir.finish(folder, names)
         for name in names:

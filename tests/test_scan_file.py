@@ -12,7 +12,7 @@ import pytest
 from launcher import ROOT
 
 from nstvis import models
-from nstvis.data import Example
+from nstvis.data import Example, source_hash
 from nstvis.units import maxima, scan_file
 from nstvis.units.scan_file import About
 
@@ -227,9 +227,9 @@ def test_the_images_hash_tells_bytes_labels_ids_and_number():
         classes = ("x", "y")
 
     images = Images(Example(f"{i}", i % 2, bytes([i])) for i in range(20))
-    hashes = {scan_file.source_hash(images), scan_file.source_hash(Images(images[:19]))}
+    hashes = {source_hash(images), source_hash(Images(images[:19]))}
     for changed in ({"id": "z"}, {"label": 0}, {"encoded": b"z"}):
         other = Images(images)
         other[19] = dataclasses.replace(other[19], **changed)
-        hashes.add(scan_file.source_hash(other))
+        hashes.add(source_hash(other))
     assert len(hashes) == 5

@@ -19,15 +19,17 @@ The rest of this project reads data sets through `Source` alone.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from nstvis import decoding
-from nstvis.runs import registry
+from nstvis.runs import hosts, registry
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -92,6 +94,20 @@ def id_of(source: Source, index: int) -> str:
     return known(index) if known else source[index].id
 
 
+def source_hash(source: Source) -> str:
+    """Hashes a data set, by the number of its images and 32 of them."""
+    digest = hashlib.sha256(
+        f"{len(source)} {list(source.classes)}".encode(errors="surrogateescape")
+    )
+    for i in np.linspace(0, len(source) - 1, 32).astype(int):
+        example = source[int(i)]
+        digest.update(
+            f"{example.id} {example.label}".encode(errors="surrogateescape")
+            + example.encoded
+        )
+    return digest.hexdigest()[:16]
+
+
 class _AsStored:
     """A source whose images are as their files store them."""
 
@@ -144,4 +160,7 @@ def load(
     else:
         module = registry.find("data set", name, FOLDER)
     source = module.load(argument, split, data_dir)
+    if hosts.several():
+        what = f"the hash of {dataset} {split} {data_dir}".strip()
+        hosts.agree({what: source_hash(source)})
     return _AsStored(source) if as_stored else source

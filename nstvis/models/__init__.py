@@ -24,6 +24,7 @@ those of `random` are drawn by the scheme of He et al. for a module, and by `ini
 in its one way. Training takes modules only.
 """
 
+import hashlib
 import inspect
 import logging
 import pathlib
@@ -33,13 +34,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from nstvis import weight_files
 from nstvis import weights as weights_io
 from nstvis.layers import Chain
-from nstvis.runs import registry
+from nstvis.runs import hosts, registry
 from nstvis.runs.registry import unknown
 
 FOLDER = pathlib.Path(__file__).parent
@@ -298,6 +300,12 @@ def _weights(
         wanted=paths.keys(),
         seed=seed,
     )
+    if hosts.several() and weights != "random":
+        digest = hashlib.sha256()
+        for key in paths:
+            digest.update(np.asarray(arrays[key]).tobytes())
+        what = f"the hash of {weights} for {name}, {len(paths)} arrays"
+        hosts.agree({what: digest.hexdigest()[:16]})
     arrays = jax.device_put(arrays)
     return jax.tree.unflatten(
         jax.tree.structure(wanted), [arrays[key] for key in paths]

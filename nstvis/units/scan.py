@@ -87,7 +87,7 @@ def target(
         classes=list(source.classes),
         preprocessing=preprocessing,
         as_stored=as_stored,
-        parts=[part | {"images": len(source), "hash": scan_file.source_hash(source)}],
+        parts=[part | {"images": len(source), "hash": data.source_hash(source)}],
     )
     return Target(forward, params, [source], about)
 
@@ -111,7 +111,7 @@ def target_of(about: About) -> Target:
     for part in about.parts:
         place = part["dataset"], part["split"], part["data_dir"]
         sources.append(data.load(*place, about.as_stored))
-        images = scan_file.source_hash(sources[-1])
+        images = data.source_hash(sources[-1])
         if images != part["hash"]:
             raise ValueError(
                 f"{part['dataset']} {part['split']} is not what was scanned: {images},"

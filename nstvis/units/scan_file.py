@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstvis.data import Source
 from nstvis.models import Forward, Params
 from nstvis.runs.files import read_json, replacing, write_text
 from nstvis.units import maxima
@@ -44,7 +43,8 @@ class About:
     deduplicate: bool
     # Names of the classes, by label.
     classes: Sequence[str]
-    # Data sets in a row: dataset, split, data_dir, images, and what `source_hash` says.
+    # Data sets in a row: dataset, split, data_dir, images, and what `data.source_hash`
+    # says.
     parts: Sequence[Mapping[str, Any]]
     # As it was asked for; the network's hash tells what it was.
     preprocessing: str = "auto"
@@ -61,20 +61,6 @@ def network_hash(forward: Forward, params: Params, size: int) -> str:
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
     for array in [*program.consts, *jax.tree.leaves(params)]:
         digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def source_hash(source: Source) -> str:
-    """Hashes a data set, by the number of its images and 32 of them."""
-    digest = hashlib.sha256(
-        f"{len(source)} {list(source.classes)}".encode(errors="surrogateescape")
-    )
-    for i in np.linspace(0, len(source) - 1, 32).astype(int):
-        example = source[int(i)]
-        digest.update(
-            f"{example.id} {example.label}".encode(errors="surrogateescape")
-            + example.encoded
-        )
     return digest.hexdigest()[:16]
 
 
