@@ -28,6 +28,23 @@ PRESETS = {
         learning_rate=0.05,
         color=0.1,
     ),
+    # AlexNet as torchvision trains it for 90 epochs, with batch norm and a cosine.
+    "imagenet": Config(
+        dataset="tfds:imagenet2012",
+        model="alexnet",
+        size=224,
+        growth="",
+        epochs=90,
+        batch=1024,
+        learning_rate=0.1,
+        warmup=0.05,
+        weight_decay=1e-4,
+        dropout=0.5,
+        crop=0.08,
+        color=0.4,
+        workers=16,
+        checkpoint_every=600.0,
+    ),
 }
 
 
