@@ -242,16 +242,17 @@ def test_the_document_has_rows_of_every_benchmark(name, notes):
 
 
 def test_the_readme_says_from_which_ratio_to_which():
-    readme = (ROOT / "README.md").read_text()
-    for name, rows in tables().items():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for name, said in {
+        "style": "style transfer runs at {} times its speed",
+        "scan": "a scan at {}",
+    }.items():
         ratios = {}  # to PyTorch where it is fastest
-        for work, against, *_, ratio in (cells[:5] for cells in rows):
+        for work, against, *_, ratio in (cells[:5] for cells in tables()[name]):
             if against.startswith("PyTorch"):
                 ratios[work] = min(ratios.get(work, math.inf), float(ratio))
         least, most = min(ratios.values()), max(ratios.values())
-        line = rf"^\| \[`{name}`\]\(benchmarks/.*\| (.*) \|$"
-        row = re.findall(line, readme, re.MULTILINE)
-        assert row == [f"{least:.2f} to {most:.2f}" if least < most else f"{least:.2f}"]
+        assert said.format(f"{least:.2f} to {most:.2f}") in readme
 
 
 def test_numbers_for_a_missing_folder_are_refused_first(tmp_path, monkeypatch, capsys):

@@ -111,7 +111,14 @@ def one_style(folder):
 
 
 # Their own files' tests run them through the launcher, with the networks here.
-ELSEWHERE = {"correspondence", "evolution", "invariance", "occlusion", "sanity"}
+ELSEWHERE = {
+    "preflight",
+    "correspondence",
+    "evolution",
+    "invariance",
+    "occlusion",
+    "sanity",
+}
 ELSEWHERE |= {"compare", "scores", "sweep", "train", "units"}
 
 

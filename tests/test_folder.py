@@ -12,7 +12,7 @@ from PIL import Image
 
 from nstvis import crops, data, images, pipeline
 from nstvis.data import folder as folders
-from nstvis.units import patches, scan_file
+from nstvis.units import patches
 
 
 def png(color):
@@ -125,7 +125,7 @@ def test_what_is_not_there_is_skipped_and_listed(folder, damaged):
     (folder / "b/gone.png").symlink_to("/nowhere/gone.png")
     (folder / "b/circle.png").symlink_to("circle.png")
     source = load(folder)
-    before = scan_file.source_hash(source)
+    before = data.source_hash(source)
     assert source.ids[3:] == tuple(
         f"b/{name}.png" for name in ("3", "4", "5", "circle", "gone")
     )
@@ -144,7 +144,7 @@ def test_what_is_not_there_is_skipped_and_listed(folder, damaged):
     }
     assert set(trained(source, damaged)) == {0, 2, 3, 5}
     assert len(damaged.ids()) == 4
-    assert scan_file.source_hash(source) != before  # it is another data set now
+    assert data.source_hash(source) != before  # it is another data set now
 
 
 def test_an_image_that_goes_away_after_a_scan_is_named(folder):

@@ -190,7 +190,7 @@ def loading(monkeypatch, name, dataset):
 def test_every_experiment_that_takes_weights_takes_their_preprocessing(
     monkeypatch, name, tmp_path
 ):
-    without = ("train", "evolution", "compare", "scores")
+    without = ("train", "evolution", "compare", "scores", "preflight")
     expected = None if name in without else "caffe"
     _, dataset = small.write(tmp_path)
     assert loading(monkeypatch, name, dataset) == expected

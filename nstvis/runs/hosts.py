@@ -147,6 +147,7 @@ def leave(status: int, line: str = "") -> int:
         _watch.wait_for_others()
         _watch.last_word(0)
         if status:
+            _watch.part()
             _leave(status)
         _watch.close()
     return status
@@ -272,6 +273,19 @@ class _Watch:
     def wait_for_others(self) -> None:
         """Waits until all hosts have ended; the watch ends this one if one died."""
         while self._running():
+            time.sleep(0.05)
+
+    def part(self) -> None:
+        """Waits, on host 0, until the others know that all have ended.
+
+        Without it, they would take it for dead.
+        """
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._set("parted", "")
+        limit = time.monotonic() + SILENCE
+        while self._me == 0 and time.monotonic() < limit:
+            if all(f"parted/{i}" in self._known for i in {*self._others} - self._dead):
+                break
             time.sleep(0.05)
 
     def last_word(self, seconds: float) -> None:
