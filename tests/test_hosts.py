@@ -265,6 +265,9 @@ def killed(kind, command, workdir, seconds, rng):
         time.sleep(moment := share * seconds)
         both[victim].send_signal(signal.SIGKILL)
         status, seconds = both[victim].wait(), seconds / 2
+        both[victim].stdout.close()
+        if status == 0:
+            finish(both[1 - victim])
     assert status == -signal.SIGKILL
     began = time.monotonic()
     out = finish(both[1 - victim], 1)
