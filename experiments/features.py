@@ -206,7 +206,9 @@ def _add_to_atlas(
         }
     if panel:
         title = "accentuation" if config.start == "patch" else "features"
-        atlas.add(folder, f"{title}{'maco' * (config.canvas == 'maco')}", panel)
+        if config.canvas == "maco":
+            title += "maco"
+        atlas.add(folder, title, panel)
         logger.info("%s", folder / "index.html")
 
 

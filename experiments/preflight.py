@@ -6,7 +6,8 @@
 
 Hosts and devices, whether every host can write to the workdir, whether the data set can be
 read, and how long the command's steps take: a mistake costs a minute, not a night. Give
-every host the same command. It may be repeated, and leaves nothing but `preflight.txt`.
+every host the same command. It may be repeated, and leaves `preflight.txt`,
+the record and the log.
 """
 
 import dataclasses

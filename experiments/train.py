@@ -28,7 +28,7 @@ PRESETS = {
         learning_rate=0.05,
         color=0.1,
     ),
-    # AlexNet as torchvision trains it for 90 epochs, with batch norm and a cosine.
+    # AlexNet with batch norm, for 90 epochs; never run to its end.
     "imagenet": Config(
         dataset="tfds:imagenet2012",
         model="alexnet",

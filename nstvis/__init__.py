@@ -7,7 +7,7 @@ One idea: a network is a pure function from images to named activations
 import os
 
 if "JAX_COORDINATOR_ADDRESS" in os.environ:
-    # Before JAX is imported: `nstvis.runs.hosts` says in a line what its coordination
+    # Before JAX is imported: `nstvis.hosts` says in a line what its coordination
     # service would say in C++ stack traces when a host dies.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
 

@@ -13,7 +13,7 @@ import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nstvis.runs import hosts
+from nstvis import hosts
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 

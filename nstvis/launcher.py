@@ -33,8 +33,8 @@ from typing import Any
 import absl.flags
 import jax
 
-from nstvis import __version__, devices
-from nstvis.runs import cache, flags, hosts, registry, workdir
+from nstvis import __version__, devices, hosts
+from nstvis.runs import cache, flags, registry, workdir
 from nstvis.runs import config as configs
 from nstvis.runs.profiling import profiling
 from nstvis.runs.progress import Interrupted, interruptible
@@ -84,11 +84,7 @@ def main(argv: list[str] = sys.argv) -> int:
 
 def _launch(argv: list[str]) -> int:
     argv = flags.at_home(argv)
-    values = absl.flags.FlagValues()
-    absl.flags.DEFINE_string("experiment", None, "", flag_values=values)
-    absl.flags.DEFINE_string("workdir", None, "", flag_values=values)
-    profile = absl.flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
-    absl.flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    values = flags.launcher_flags()
     values(argv, known_only=True)
     command = _command(argv)
     if values.experiment is None:
@@ -102,7 +98,8 @@ def _launch(argv: list[str]) -> int:
         print(flags.describe(configs.Profile))
         return 0
     config = flags.parse_config(experiment, values, argv)
-    configs.check(configs.Profile(profile=profile.value))
+    profile = int(values["config.profile"].value or 0)
+    configs.check(configs.Profile(profile=profile))
     configs.check(config)
     devices.connect()
     devices.keep_memory()
@@ -118,7 +115,7 @@ def _launch(argv: list[str]) -> int:
             logger.info("finished already: %s", "\n".join(map(str, results)))
             return 0
         with _log_to_file(folder / workdir.LOG):
-            return _run(experiment, config, folder, profile.value)
+            return _run(experiment, config, folder, profile)
 
 
 def _log_to_terminal() -> None:

@@ -15,7 +15,7 @@ import small
 from PIL import Image
 from test_runs import finish, start
 
-from nstvis.runs import hosts
+from nstvis import hosts
 
 # Of a data set, on a host alone: other images, or none.
 ODD = """
@@ -138,7 +138,7 @@ def test_a_port_in_use_is_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_a_coordinator_that_is_not_there_is_told_in_time():
-    program = "from nstvis.runs import hosts; hosts.PATIENCE = 2; hosts.connect()"
+    program = "from nstvis import hosts; hosts.PATIENCE = 2; hosts.connect()"
     place = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     place |= {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9"}
     # What comes after -c is what launch.py would be, and not read.

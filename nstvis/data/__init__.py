@@ -28,8 +28,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from nstvis import decoding
-from nstvis.runs import hosts, registry
+from nstvis import decoding, hosts
+from nstvis.runs import registry
 
 FOLDER = pathlib.Path(__file__).parent
 

@@ -38,10 +38,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from nstvis import weight_files
+from nstvis import hosts, weight_files
 from nstvis import weights as weights_io
 from nstvis.layers import Chain
-from nstvis.runs import hosts, registry
+from nstvis.runs import registry
 from nstvis.runs.registry import unknown
 
 FOLDER = pathlib.Path(__file__).parent

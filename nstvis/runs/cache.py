@@ -1,7 +1,5 @@
 """The cache folder: downloads, and compiled programs."""
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -56,7 +54,8 @@ def download(url: str, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     by_hand = f"or download it by hand to {path}"
-    with _alone(path.parent) as alone:
+    waiting = f"waiting for a download of another process to {path.parent}"
+    with files.locked(path.parent, waiting) as alone:
         if path.exists():  # by now, from another process
             return
         partial = path.with_name(f".{path.name if alone else uuid.uuid4().hex}.partial")
@@ -74,24 +73,6 @@ def download(url: str, path: Path) -> None:
                 f"try again, {by_hand}"
             )
         partial.replace(path)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Waits until no other process downloads to a folder; says whether that is sure."""
-    handle = os.open(folder, os.O_RDONLY)
-    locked = True
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for a download of another process to %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # of a file system that cannot lock folders, such as NFS
-            locked = False
-        yield locked
-    finally:
-        os.close(handle)
 
 
 def _is_whole(partial: Path, path: Path) -> bool:

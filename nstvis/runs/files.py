@@ -5,6 +5,7 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import math
 import numbers
 import os
@@ -12,6 +13,8 @@ import pathlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -49,30 +52,40 @@ def remove_partial(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: pathlib.Path, waiting: str = "") -> Iterator[bool]:
     """Keeps other processes out of a folder that they lock, too; leaves no file in it.
 
-    The lock ends with the process, however that ends. A few network file systems know
-    no locks; there it does nothing.
+    The lock ends with the process, however that ends.
 
     Args:
         folder: An existing folder.
-        wait: Whether to wait for another process to leave it.
+        waiting: What to log while another process is in it, which is waited for; without,
+            that is an error.
+
+    Yields:
+        Whether it is locked, which some network file systems cannot do.
 
     Raises:
         BlockingIOError: Another process is in it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
-        yield
+        yield _lock(handle, waiting)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, waiting: str) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not waiting:
+            raise
+        logger.info("%s", waiting)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -27,6 +27,16 @@ def at_home(argv: Sequence[str]) -> list[str]:
     return [start.sub(lambda x: x[1] + os.path.expanduser(x[2]), x) for x in argv]
 
 
+def launcher_flags() -> flags.FlagValues:
+    """Returns the launcher's own flags, not parsed yet."""
+    values = flags.FlagValues()
+    for name in ("experiment", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    return values
+
+
 def parse_config(
     experiment: ModuleType, values: flags.FlagValues, argv: list[str]
 ) -> Any:
@@ -84,11 +94,7 @@ def parse_command(words: Sequence[str], folder: pathlib.Path) -> tuple[ModuleTyp
         ValueError: A flag is missing or wrong, or a value out of its bounds.
         flags.Error: A value is not of its field's type.
     """
-    values = flags.FlagValues()
-    for name in ("experiment", "workdir"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
-    argv = ["", *words]
+    values, argv = launcher_flags(), ["", *at_home(words)]
     values(argv, known_only=True)
     if not values.experiment:
         raise ValueError("no --experiment in the command")

@@ -1,6 +1,5 @@
 """What a long run will find: devices, a workdir that all can write to, data, its pace."""
 
-import contextlib
 import logging
 import math
 import pathlib
@@ -84,30 +83,34 @@ def rehearse(
         workdir: A folder for it, which is removed.
         steps: How many.
     """
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(workdir) if devices.is_lead() else None
+    if devices.is_lead():  # of a rehearsal that failed
+        shutil.rmtree(workdir, ignore_errors=True)
     devices.wait_for_all()
     workdirs.claim(workdir, experiment.__name__, config)
     devices.wait_for_all()
     began, rehearsal = time.monotonic(), Rehearsal(steps)
+    line = ""
     try:
         with rehearsal:
             experiment.run(config, workdir)
+        line = f"the whole run is done in {_time(time.monotonic() - began)}"
     except Interrupted:
         if not rehearsal.left:  # a signal
             raise
-    else:
-        return "rehearsal: the whole run is done in " + _time(time.monotonic() - began)
-    finally:
-        devices.wait_for_all()
-        if devices.is_lead():
-            shutil.rmtree(workdir, ignore_errors=True)
-    first, *_, middle, last = [began, *rehearsal.times[:1], *rehearsal.times[-7::6]]
-    pace = (last - middle) / min(6, len(rehearsal.times) - 1)
+    devices.wait_for_all()
+    if devices.is_lead():
+        shutil.rmtree(workdir, ignore_errors=True)
+    return f"rehearsal: {line or _pace(rehearsal, began)}"
+
+
+def _pace(rehearsal: Rehearsal, began: float) -> str:
+    """Says how long the first step took, the last ones, and what the rest will take."""
+    last = rehearsal.times[-7:]
+    pace = (last[-1] - last[0]) / (len(last) - 1)
     return (
-        f"rehearsal: {_time(rehearsal.times[0] - first)} until the first step,"
-        f" {pace:.3g} s for each of the last, {_time(pace * rehearsal.left)} for the"
-        f" {rehearsal.left} steps that this loop has left"
+        f"{_time(rehearsal.times[0] - began)} until the first step, {pace:.3g} s for each"
+        f" of the last, {_time(pace * rehearsal.left)} for the {rehearsal.left} steps that"
+        " this loop has left"
     )
 
 

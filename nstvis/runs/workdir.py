@@ -13,7 +13,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import platform
@@ -33,8 +32,6 @@ LOG = "nstvis.log"
 
 # Of what run.json holds.
 _KINDS = {"experiment": str, "config": dict, "starts": list}
-
-logger = logging.getLogger(__name__)
 
 
 def default_workdir(experiment: str) -> pathlib.Path:
@@ -57,17 +54,15 @@ def alone(workdir: pathlib.Path, wait: bool = False) -> Iterator[None]:
     Raises:
         BlockingIOError: Another run is in it.
     """
+    used = f"{workdir} is in use{_by_whom(workdir)}"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.locked(workdir))
+            waiting = f"{used}: waiting for it" if wait else ""
+            stack.enter_context(files.locked(workdir, waiting))
         except BlockingIOError:
-            used = f"{workdir} is in use{_by_whom(workdir)}"
-            if not wait:
-                raise BlockingIOError(
-                    f"{used}: wait for it, stop it, or name another --workdir"
-                ) from None
-            logger.info("%s: waiting for it", used)
-            stack.enter_context(files.locked(workdir, wait=True))
+            raise BlockingIOError(
+                f"{used}: wait for it, stop it, or name another --workdir"
+            ) from None
         yield
 
 

@@ -115,9 +115,8 @@ def suspect(error: BaseException) -> None:
     nothing any more.
     """
     if several():
-        other = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(
-            error
-        )
+        full = "RESOURCE_EXHAUSTED" in str(error)
+        other = isinstance(error, RuntimeError) and not full
         _watch.last_word(SILENCE + 5 if other else 0)
 
 
