@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from nstvis.runs import cache
+from nstvis.runs import cache, files
 
 BODY = bytes(range(256)) * 400
 SHA = hashlib.sha256(BODY).hexdigest()[:8]
@@ -225,7 +225,7 @@ def test_without_locks_each_has_a_file_of_its_own(site, path, monkeypatch):
     def lock(*_):
         raise OSError("no locks here")
 
-    monkeypatch.setattr(cache.fcntl, "flock", lock)
+    monkeypatch.setattr(files.fcntl, "flock", lock)
     partial(path, BODY[:10])  # perhaps of another process
     cache.download(f"{site}/whole", path)
     assert path.read_bytes() == BODY
