@@ -11,4 +11,4 @@ if "JAX_COORDINATOR_ADDRESS" in os.environ:
     # service would say in C++ stack traces when a host dies.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
