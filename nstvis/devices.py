@@ -153,9 +153,9 @@ def needed_memory(program: jax.stages.Compiled) -> int:
     )
 
 
-def free_memory() -> int:
-    """Returns the bytes that are free on the default device."""
-    device = jax.local_devices()[0]
+def free_memory(device: jax.Device | None = None) -> int:
+    """Returns the bytes that are free on a device, by default this host's first."""
+    device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]

@@ -17,9 +17,10 @@ from test_runs import finish, signal_at, start_hosts, steps
 
 from nstvis import devices, images, models
 from nstvis.runs.checkpoints import Checkpoints
-from nstvis.synthesis import blocks, divided, losses, objective, style
+from nstvis.synthesis import blocks, divided, fitting, losses, objective, style
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Picture
+from nstvis.synthesis.offloaded import Offloaded
 from nstvis.synthesis.optimizers import LEARNING_RATES
 from nstvis.synthesis.style import Settings
 from nstvis.synthesis.style_settings import layer_weights
@@ -159,11 +160,13 @@ def small():
     return config, size, computed(config, size, Layout(size), ("#000000", "#ffffff"))
 
 
-def division(config, size, count, block=0):
+def division(config, size, count, block=0, host=False):
     forward, params, layers = network(config)
     fields = blocks.layer_fields(forward, params, layers)
     down, across = (-(-n // block) if block else 1 for n in size)
     grid = blocks.cut(size, (-(-down // count) * count, across), fields)
+    if host:
+        return Offloaded(size, grid, jax.devices()[1])
     if count == 1:
         return Layout(size, grid)
     mesh = devices.mesh(count)
@@ -171,11 +174,14 @@ def division(config, size, count, block=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "block"), [(1, 50), (4, 0), (2, 50)])
-def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block):
+@pytest.mark.parametrize(
+    ("count", "block", "host"),
+    [(1, 50, False), (4, 0, False), (2, 50, False), (1, 50, True)],
+)
+def test_the_gradient_on_devices_is_the_whole_pictures(small, count, block, host):
     """With two regions, and rolled."""
     config, size, whole = small
-    layout = division(config, size, count, block)
+    layout = division(config, size, count, block, host)
     found = computed(config, size, layout, ("#000000", "#ffffff"))
     assert difference(found, whole) < 1e-6
 
@@ -253,6 +259,34 @@ def test_a_transfer_in_blocks_is_that_of_the_whole(tiny, optimizer, tmp_path):
                     checkpoints.save(2, found.state)
         *_, last = cut.run(2, checkpoints.restore)
         np.testing.assert_array_equal(cut.array(last.state), ends[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_transfer_on_the_host_is_that_on_the_device(tiny, optimizer, monkeypatch):
+    """Beside a device too small for it, where nothing lies that is as large; two sizes."""
+    how = {"optimizer": optimizer, "size": 200, "scales": 2, "steps": 2}
+    config = dataclasses.replace(tiny, **how)
+    content, *styles = (Image.fromarray(np.uint8(x)) for x in pictures((150, 200), 3))
+    small, cpu = jax.devices()[1], jax.local_devices(backend="cpu")[0]
+    with jax.default_device(small):
+        device = style.StyleTransfer(content, styles, config)
+        moments = [(m.metrics, device.array(m.state)) for m in device.run()]
+        room = {small: 0.6 * device._programs[-1].memory, None: 0}
+        monkeypatch.setattr(devices, "free_memory", lambda d=None: room.get(d, 1e12))
+        monkeypatch.setattr(fitting, "_accelerator", lambda _: small)
+        host = style.StyleTransfer(content, styles, config)
+        for found, (metrics, expected) in zip(host.run(), moments, strict=True):
+            for name, value in (metrics or {}).items():
+                np.testing.assert_allclose(found.metrics[name], value, rtol=1e-3)
+            assert np.abs(host.array(found.state) - expected).max() < 0.1
+            assert found.state.canvas.devices() == {cpu}
+            there = [x for x in jax.live_arrays() if x.devices() == {small}]
+            assert max(x.size for x in there) < found.state.canvas.size
+    layouts = [program.layout for program in host._programs]
+    assert [type(layout) for layout in layouts] == [Offloaded] * 2
+    assert layouts[-1].count > 1
+    assert host.costs[-1] >= device.costs[-1]
 
 
 @pytest.mark.slow

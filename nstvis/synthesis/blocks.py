@@ -136,6 +136,17 @@ class Grid(NamedTuple):
         return tuple(most)
 
 
+def counts(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Returns the rows and columns of blocks that own squares of about a side.
+
+    Args:
+        size: Height and width of the picture, in pixels.
+        side: Of the squares; 0 for a single block.
+    """
+    height, width = size
+    return (-(-height // side), -(-width // side)) if side else (1, 1)
+
+
 def cut(size: tuple[int, int], counts: tuple[int, int], fields: Fields) -> Grid:
     """Cuts a picture into blocks that own about as much as one another.
 

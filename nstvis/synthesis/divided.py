@@ -234,7 +234,7 @@ def make_layouts(
 def _divided(
     size: tuple[int, int], jitter: int, fields: Fields, block: int, mesh: Mesh
 ) -> Layout:
-    down, across = _counts(size, block)
+    down, across = blocks.counts(size, block)
     down = -(-down // mesh.size) * mesh.size
     return Divided(size, blocks.cut(size, (down, across), fields), mesh, jitter)
 
@@ -242,15 +242,9 @@ def _divided(
 def _undivided(
     size: tuple[int, int], fields: Fields, block: int, where: Sharding | None = None
 ) -> Layout:
-    counts = _counts(size, block)
+    counts = blocks.counts(size, block)
     grid = blocks.cut(size, counts, fields) if max(counts) > 1 else None
     return Layout(size, grid, where)
-
-
-def _counts(size: tuple[int, int], block: int) -> tuple[int, int]:
-    """Returns the rows and columns of blocks."""
-    height, width = size
-    return (-(-height // block), -(-width // block)) if block else (1, 1)
 
 
 def _device_counts() -> list[int]:

@@ -1,4 +1,5 @@
-"""How a picture is computed: as a whole, or in blocks; on several devices, `Divided`.
+"""How a picture is computed: as a whole, or in blocks; on several devices, `Divided`;
+on the host beside a small accelerator, `Offloaded`.
 
 Sums over positions are the same in every layout, and so are their gradients.
 """
@@ -93,9 +94,15 @@ class Layout:
             return sums(pixels, block, its, common), variation
 
         if shift is None:  # two passes would take the memory of a second gradient
-            return blocks.summed(both, size, picture, all_blocks, each, common)
-        total = blocks.summed(sums, size, rolled, all_blocks, each, common)
+            return self.summed(both, picture, each, common)
+        total = self.summed(sums, rolled, each, common)
         return total, blocks.variation(size, canvas, all_blocks, power)
+
+    def summed(self, sums: OfBlock, picture: Array, each: Any, common: Any) -> Any:
+        """Adds up sums over all blocks, of which there are several."""
+        assert self.grid
+        size, all_blocks = self.grid.size, self.grid.blocks
+        return blocks.summed(sums, size, picture, all_blocks, each, common)
 
     def mapped(self, function: OfBlock, picture: Array, common: Any) -> Any:
         """Returns what a function returns of each block, stacked."""
@@ -158,6 +165,10 @@ class Layout:
         # One by one, which takes two thirds of the memory, and of the time.
         channels = [filtered(picture[0, ..., i]) for i in range(picture.shape[-1])]
         return jnp.stack(channels, -1)[None]
+
+    def on_host(self, tree: Any) -> Any:
+        """Puts whole pictures where they are prepared, if not on this host's first device."""
+        return tree
 
     def spread(self, picture: Array) -> Array:
         """Puts a whole picture, `[1, height, width, channels]`, where it is computed."""

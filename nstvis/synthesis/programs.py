@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,16 +28,12 @@ from nstvis.synthesis.objective import (
     make_objective,
     make_targets,
 )
+from nstvis.synthesis.offloaded import Offloaded
 from nstvis.synthesis.optimizers import make_optimizer
-from nstvis.synthesis.style_settings import SHORTEST_SIDE, Settings, layer_weights
+from nstvis.synthesis.style_settings import Settings, layer_weights
 from nstvis.units.receptive_fields import receptive_fields
 
 logger = logging.getLogger(__name__)
-
-# Bytes of a pixel of a picture in blocks, besides the blocks: its state, its gradient
-# while it is smoothed, and its targets.
-PER_PIXEL = 150
-LEAST_BLOCK, LARGEST_BLOCK = 64, 1024  # pixels; more gains nothing
 
 # Settings that are data of the programs, or are seen in the shapes of the pictures.
 _DATA = {
@@ -118,40 +113,28 @@ def network(settings: Settings) -> tuple[models.Forward, models.Params]:
     return lambda params, images: forward(params, scale * images), params
 
 
-def of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
-    """Compiles the programs of all sizes, unless they are kept from another transfer.
+def compiled(
+    settings: Settings,
+    size: Size,
+    block: int,
+    accelerator: jax.Device | None = None,
+) -> Programs:
+    """Compiles the programs of one size, unless they are kept from another transfer.
 
-    Raises:
-        MemoryError: A picture is too large for the memory that is free.
+    Args:
+        settings: The settings.
+        size: The size.
+        block: Side of the blocks, in pixels; 0 for none.
+        accelerator: The device that computes blocks of pictures on the host; None for
+            pictures on the device, or devices, that compute them.
     """
-    found, block = [], max(0, settings.block)
-    for size in sizes:
-        program = _compile(settings, size, block)
-        free = _free_memory()
-        if program.memory > free and settings.block < 0 and not block:
-            block = _block_that_fits(program, sizes[-1], settings, free)
-            program = _compile(settings, size, block) if block else program
-        if program.memory > free:
-            raise MemoryError(_too_large(program, size, settings, free))
-        found.append(program)
-    count = program.layout.count
-    logger.info(
-        "%s%s",
-        _needs(program, settings, free),
-        f", in {count} blocks" if count > 1 else "",
-    )
-    return found
-
-
-def _free_memory() -> int:
-    """Returns the bytes that are free, the least of all hosts that share a picture.
-
-    With a default device there is a picture for each, and hosts do not wait for others.
-    """
-    free = devices.free_memory()
-    if jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
-        return free
-    return 1024 * -devices.agreed(-int(free // 1024), 0)  # in kilobytes, to fit
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(Settings)
+        if field.name not in _DATA
+    }
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return _compiled(json.dumps(values), size, block, device, accelerator)
 
 
 def guidance(
@@ -186,16 +169,6 @@ def guidance(
     return guidance
 
 
-def _compile(settings: Settings, size: Size, block: int) -> Programs:
-    values = {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(Settings)
-        if field.name not in _DATA
-    }
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    return _compiled(json.dumps(values), size, block, device)
-
-
 @functools.lru_cache(2)
 def _load(
     model: str,
@@ -218,10 +191,12 @@ def _load(
 
 
 @functools.lru_cache(32)
-def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
+def _compiled(
+    values: str, size: Size, block: int, device: Any, accelerator: jax.Device | None
+) -> Programs:
     settings = Settings(**json.loads(values))
     forward, params = network(settings)
-    layout, *style_layouts = layouts = _layouts(settings, size, block)
+    layout, *style_layouts = layouts = _layouts(settings, size, block, accelerator)
     content, *styles = (
         _abstract(each, forward, params, settings, size.regions) for each in layouts
     )
@@ -257,14 +232,19 @@ def _compiled(values: str, size: Size, block: int, device: Any) -> Programs:
     )
     made = _placed(lowered.out_info, targets_program.output_shardings)
     state = _placed(state, shardings) if shardings else state
-    step_program = step.lower(state, made, jax.random.key(0)).compile(options)
+    step_arguments = state, made, jax.random.key(0)
+    step_program = step.lower(*step_arguments).compile(options)
+    counted = step_program
+    if accelerator:  # XLA does not see what it computes
+        plain = make_objective(rest, settings, Layout(layout.size, layout.grid))
+        counted = minimize.make_step(plain, optimizer).lower(*step_arguments)
     return Programs(
         layout,
         style_layouts,
         optimizer,
         targets_program,
         step_program,
-        _flops(layout, step_program),
+        _flops(layout, counted),
         max(map(devices.needed_memory, (targets_program, step_program))),
     )
 
@@ -290,7 +270,7 @@ def _prepared(
     return prepare, rest
 
 
-def _flops(layout: Layout, program: jax.stages.Compiled) -> float:
+def _flops(layout: Layout, program: jax.stages.Compiled | jax.stages.Lowered) -> float:
     flops = (program.cost_analysis() or {}).get("flops", 0.0)
     return layout.count_each * flops  # as XLA counts a loop over blocks once
 
@@ -314,15 +294,24 @@ def _layers(settings: Settings) -> list[str]:
     return list({**content, **style})
 
 
-def _layouts(settings: Settings, size: Size, block: int) -> list[Layout]:
+def _layouts(
+    settings: Settings, size: Size, block: int, accelerator: jax.Device | None
+) -> list[Layout]:
     """Returns the layouts of the canvas and of each style."""
     pictures = [size.content, *size.styles]
     if style_losses.find(settings.style_loss).statistics is None or not (
-        block or jax.device_count() > 1
+        block or accelerator or jax.device_count() > 1
     ):
         return [Layout(picture) for picture in pictures]
     forward, params = network(settings)
     fields = blocks.layer_fields(forward, params, _layers(settings))
+    if accelerator:
+        return [
+            Offloaded(
+                each, blocks.cut(each, blocks.counts(each, block), fields), accelerator
+            )
+            for each in pictures
+        ]
     return make_layouts(size.content, settings.jitter, size.styles, fields, block)
 
 
@@ -349,37 +338,3 @@ def _abstract(
         layout.shape, jnp.float32, sharding=layout.of_pictures
     )
     return Picture(pixels, guidance)  # pyright: ignore[reportArgumentType]
-
-
-def _block_that_fits(
-    whole: Programs, largest: Size, settings: Settings, free: int
-) -> int:
-    """Returns the side of blocks whose memory is free beside the largest picture's.
-
-    Returns:
-        The side in pixels; 0 if there is none, or the style loss has none.
-    """
-    if style_losses.find(settings.style_loss).statistics is None:
-        return 0
-    pixels = math.prod(whole.layout.size)
-    left = free - PER_PIXEL * math.prod(largest.content)
-    side = math.sqrt(max(0, left) / 2 / (whole.memory / pixels))
-    return min(LARGEST_BLOCK, int(side)) if side >= LEAST_BLOCK else 0
-
-
-def _too_large(program: Programs, size: Size, settings: Settings, free: int) -> str:
-    """Says how much memory is missing, and what would fit."""
-    fixed = sum(x.nbytes for x in jax.tree.leaves(network(settings)[1]))
-    share = max(0, free - fixed) / (program.memory - fixed)
-    fits = int(max(size.content) * (0.9 * share) ** 0.5) - 2 * settings.margin
-    hint = f", {fits} should fit" if fits >= SHORTEST_SIDE else ""
-    hint += ", or leave block=-1" if settings.block == 0 else ""
-    return f"{_needs(program, settings, free)}: lower the size{hint}"
-
-
-def _needs(program: Programs, settings: Settings, free: int) -> str:
-    height, width = (n - 2 * settings.margin for n in program.layout.size)
-    return (
-        f"a step at {width} x {height} pixels needs {program.memory / 1e9:.2f} GB of"
-        f" memory, {free / 1e9:.1f} GB are free"
-    )

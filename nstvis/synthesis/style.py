@@ -23,6 +23,7 @@ from PIL import Image
 from nstvis import decoding, devices, images
 from nstvis.layers import CAFFE_MEAN
 from nstvis.synthesis import canvas, losses, masks, minimize, programs, style_settings
+from nstvis.synthesis.fitting import programs_that_fit
 from nstvis.synthesis.layouts import Layout
 from nstvis.synthesis.objective import Guidance, Picture, Targets
 from nstvis.synthesis.style_settings import (
@@ -98,7 +99,7 @@ class StyleTransfer:
                 settings.seed,
             )
         self._sizes = self._list_sizes()
-        self._programs = programs.of_sizes(settings, self._sizes)
+        self._programs = programs_that_fit(settings, self._sizes)
         devices.give_memory_back()  # what the compiler took
         self.costs = [
             each.flops
@@ -138,8 +139,9 @@ class StyleTransfer:
         for size, program in zip(self._sizes, self._programs, strict=True):
             if size.steps[1] < max(done, 1):
                 continue
-            content, styles = self._pictures(size)
+            content, styles = self._pictures(size, program.layout)
             if before is None:
+                canvas_key = program.layout.on_host(canvas_key)
                 start = first_canvas(content, styles, self.settings, canvas_key)
                 state = restore(program.start(start))
                 yield Moment(done, state, None)
@@ -240,11 +242,14 @@ class StyleTransfer:
             least = math.ceil(SHORTEST_SIDE * max(style.size) / min(style.size))
             yield style, max(least, round(side * self.settings.style_scale))
 
-    def _pictures(self, size: programs.Size) -> tuple[Array, list[Array]]:
+    def _pictures(
+        self, size: programs.Size, layout: Layout
+    ) -> tuple[Array, list[Array]]:
         """The content with its margin, and the styles, of one size."""
         side = max(size.content) - 2 * self._margin
         content, *styles = (
-            canvas.from_image(images.resize(*each)) for each in self._scaled(side)
+            layout.on_host(canvas.from_image(images.resize(*each)))
+            for each in self._scaled(side)
         )
         return canvas.framed(content, self._margin), styles
 
