@@ -153,7 +153,7 @@ def needed_memory(program: jax.stages.Compiled) -> int:
     )
 
 
-def free_memory(device: jax.Device | None = None) -> int:
+def free_memory(device: Any = None) -> int:
     """Returns the bytes that are free on a device, by default this host's first."""
     device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}

@@ -3,9 +3,11 @@
 As a whole where they do; else in blocks; else on the host, with blocks on an accelerator.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -57,7 +59,7 @@ def _of_sizes(settings: Settings, sizes: Sequence[Size]) -> list[Programs]:
 
 
 def _offloaded(
-    settings: Settings, sizes: Sequence[Size], block: int, accelerator: jax.Device
+    settings: Settings, sizes: Sequence[Size], block: int, accelerator: Any
 ) -> list[Programs]:
     """Compiles the programs of pictures that stay on the host."""
     found = [compiled(settings, size, block, accelerator) for size in sizes]
@@ -68,11 +70,14 @@ def _offloaded(
     return found
 
 
-def _accelerator(settings: Settings) -> jax.Device | None:
-    """Returns the only device, if pictures can stay on the host beside it."""
+def _accelerator(settings: Settings) -> Any:
+    """Returns the only device, if pictures can stay on the host beside it; else None."""
     first, *others = jax.devices()
     in_blocks = style_losses.find(settings.style_loss).statistics is not None
-    return first if in_blocks and not others and first.platform != "cpu" else None
+    if others or first.platform == "cpu" or not in_blocks:
+        return None
+    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves the CPU out
+        return jax.local_devices(backend="cpu") and first
 
 
 def _free_memory() -> int:

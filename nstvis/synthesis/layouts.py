@@ -98,7 +98,9 @@ class Layout:
         total = self.summed(sums, rolled, each, common)
         return total, blocks.variation(size, canvas, all_blocks, power)
 
-    def summed(self, sums: OfBlock, picture: Array, each: Any, common: Any) -> Any:
+    def summed(
+        self, sums: blocks.OfBlock, picture: Array, each: Any, common: Any
+    ) -> Any:
         """Adds up sums over all blocks, of which there are several."""
         assert self.grid
         size, all_blocks = self.grid.size, self.grid.blocks

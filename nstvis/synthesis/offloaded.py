@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
+from nstvis.synthesis import blocks
 from nstvis.synthesis.blocks import Block, Grid
 from nstvis.synthesis.layouts import Layout, OfBlock
 
@@ -21,12 +22,14 @@ from nstvis.synthesis.layouts import Layout, OfBlock
 class Offloaded(Layout):
     """The layout of pictures on the host, whose blocks an accelerator computes."""
 
-    def __init__(self, size: tuple[int, int], grid: Grid, accelerator: jax.Device):
+    def __init__(self, size: tuple[int, int], grid: Grid, accelerator: Any):
         cpu = jax.local_devices(backend="cpu")[0]
         super().__init__(size, grid, SingleDeviceSharding(cpu))
         self._grid, self._accelerator = grid, accelerator
 
-    def summed(self, sums: OfBlock, picture: Array, each: Any, common: Any) -> Any:
+    def summed(
+        self, sums: blocks.OfBlock, picture: Array, each: Any, common: Any
+    ) -> Any:
         where = self._grid.size, self._accelerator
         return _summed(sums, where, picture, self._grid.blocks, each, common)
 
@@ -57,7 +60,7 @@ class Offloaded(Layout):
 
 
 # The blocks' height and width, and the device that computes them.
-_Where = tuple[tuple[int, int], jax.Device]
+_Where = tuple[tuple[int, int], Any]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

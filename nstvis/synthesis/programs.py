@@ -117,7 +117,7 @@ def compiled(
     settings: Settings,
     size: Size,
     block: int,
-    accelerator: jax.Device | None = None,
+    accelerator: Any = None,
 ) -> Programs:
     """Compiles the programs of one size, unless they are kept from another transfer.
 
@@ -192,7 +192,7 @@ def _load(
 
 @functools.lru_cache(32)
 def _compiled(
-    values: str, size: Size, block: int, device: Any, accelerator: jax.Device | None
+    values: str, size: Size, block: int, device: Any, accelerator: Any
 ) -> Programs:
     settings = Settings(**json.loads(values))
     forward, params = network(settings)
@@ -295,7 +295,7 @@ def _layers(settings: Settings) -> list[str]:
 
 
 def _layouts(
-    settings: Settings, size: Size, block: int, accelerator: jax.Device | None
+    settings: Settings, size: Size, block: int, accelerator: Any
 ) -> list[Layout]:
     """Returns the layouts of the canvas and of each style."""
     pictures = [size.content, *size.styles]
