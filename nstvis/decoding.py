@@ -15,8 +15,9 @@ from PIL import Image, ImageCms, ImageOps
 
 # Of one's own picture; Pillow, too, refuses to decode more.
 MAX_PIXELS = 178_956_970
-# Of an image of a data set, whose files many threads decode and nobody has looked at.
-MAX_IMAGE_PIXELS = 64_000_000
+# Of an image of a data set, whose files many threads decode and nobody has looked at: the
+# decoders take up to 23 bytes a pixel.
+MAX_IMAGE_PIXELS = 40_000_000
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "GIF"]
 
