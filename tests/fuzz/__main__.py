@@ -64,7 +64,9 @@ def _keep(work: pathlib.Path, kind: str, seed: str, result: Result) -> None:
     """Keeps what reproduces a failure: the input, the seed and what was said."""
     kept = work / "failures" / f"{kind}-{seed}"
     if (work / kind / "case").exists():
-        shutil.copytree(work / kind, kept, symlinks=True, ignore=_pipes)
+        shutil.copytree(
+            work / kind, kept, symlinks=True, ignore=_pipes, dirs_exist_ok=True
+        )
     kept.mkdir(parents=True, exist_ok=True)
     again = f"python -m tests.fuzz --kinds={kind} --case={seed}"
     (kept / "failure.txt").write_text(f"{again}\n{result.reason}\n", errors="replace")
