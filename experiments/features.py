@@ -29,10 +29,9 @@ conv5, half reach 2.9 and 2.6 times the maximum by default, 2.7 and 2.7 times fr
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -43,10 +42,12 @@ from nstvis.runs.files import write_csv
 from nstvis.runs.progress import Progress
 from nstvis.synthesis import starts
 from nstvis.synthesis.features import Row, Search, Settings, log_summary
-from nstvis.units import atlas, scan, scan_file, table, unit_names
+from nstvis.units import unit_names
 from nstvis.units.patches import Images
+from nstvis.units.reference import Reference
 
-logger = logging.getLogger(__name__)
+# Of a layer's units, by number.
+Files = Mapping[int, pathlib.Path]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -83,50 +84,39 @@ def run(config: Config, workdir: pathlib.Path) -> list[str]:
     )
     counts = models.units(forward, params, config.size)
     units = unit_names.parse_list(config.units, counts)
-    scanned = _scanned(config, forward, params)
-    if config.start == "patch" and (other := units.keys() - scanned.keys()):
-        raise ValueError(f"start=patch: {config.atlas} has no patches of {min(other)}")
-    magnitudes = None
-    if config.canvas == "maco":
-        magnitudes = starts.magnitudes(*_pictures(config), config.size)
-    for layer, numbers in units.items():
-        (workdir / "features" / layer).mkdir(parents=True, exist_ok=True)
-        left = [n for n in numbers if not _file(workdir, layer, n).exists()]
-        if left:
-            chunk = min(config.chunk, len(numbers))
-            search = Search(forward, params, layer, config, chunk, magnitudes)
-            start = None
-            if config.start == "patch":
-                top, (pictures, _) = scanned[layer].top, _pictures(config)
-                start = starts.from_patches(
-                    forward, params, layer, top, pictures, config.size
-                )
-            _optimize(config, workdir, search, left, start)
+    reference = None
     if config.atlas:
-        _add_to_atlas(config, workdir, units)
-    pages, table_rows = [], []
-    for layer, numbers in units.items():
-        files = [_file(workdir, layer, number) for number in numbers]
-        known = np.full(len(files), math.nan)
-        if layer in scanned:
-            known = scanned[layer].top.score[numbers, 0]
+        reference = Reference(pathlib.Path(config.atlas), forward, params)
+    files = {
+        layer: {n: workdir / "features" / layer / f"{n}.png" for n in numbers}
+        for layer, numbers in units.items()
+    }
+    _optimize_missing(config, (forward, params), files, reference)
+    if reference:
+        title = "accentuation" if config.start == "patch" else "features"
+        title += "maco" if config.canvas == "maco" else ""
+        reference.show(title, {x: _read(pictures) for x, pictures in files.items()})
+    pages, table = [], []
+    for layer, of_units in files.items():
+        known = reference.layers.get(layer) if reference else None
         names = _classes(config, counts) if layer == [*counts][-1] else {}
         rows = [
             Row(
                 number,
                 images.read_settings(file)["activation"],
-                float(maximum),
+                float(known.top.score[number, 0]) if known else math.nan,
                 names.get(number, ""),
             )
-            for number, file, maximum in zip(numbers, files, known)
+            for number, file in of_units.items()
         ]
         log_summary(layer, rows)
+        table += [(f"{layer}:{row.unit}", *row.cells) for row in rows]
         pages.append(f"{layer.replace('/', '_')}.png")
-        sheet = images.sheet(list(map(images.read, files)), [row.label for row in rows])
+        pictures = list(map(images.read, of_units.values()))
+        sheet = images.sheet(pictures, [row.label for row in rows])
         images.write(workdir / pages[-1], sheet)
-        table_rows += [_cells(layer, row) for row in rows]
     header = ("unit", "activation", "maximum", "ratio", "activated")
-    write_csv(workdir / "features.csv", header, table_rows)
+    write_csv(workdir / "features.csv", header, table)
     return ["features.csv", *pages]
 
 
@@ -137,44 +127,53 @@ def _classes(config: Config, counts: Mapping[str, int]) -> dict[int, str]:
     return dict(enumerate(map(class_names.short, names)))
 
 
-def _file(workdir: pathlib.Path, layer: str, unit: int) -> pathlib.Path:
-    return workdir / "features" / layer / f"{unit}.png"
+def _read(pictures: Files) -> dict[int, np.ndarray]:
+    return {number: np.asarray(images.read(file)) for number, file in pictures.items()}
 
 
-def _scanned(
-    config: Config, forward: models.Forward, params: models.Params
-) -> Mapping[str, table.Layer]:
-    """Returns what the atlas's scan measured, by layer; nothing without an atlas."""
-    if not config.atlas:
-        return {}
-    folder = pathlib.Path(config.atlas)
-    _, about = scan_file.load(folder / "scan.npz")
-    atlas.Atlas(folder)  # or there would be an error after all the work
-    if about.network != scan_file.network_hash(forward, params, about.size):
-        raise ValueError(
-            f"atlas={folder} is of another network: {about.model} with the weights"
-            f" {about.weights}"
-        )
-    return table.load(folder / "units.npz").layers
+def _optimize_missing(
+    config: Config,
+    network: tuple[models.Forward, models.Params],
+    files: Mapping[str, Files],
+    reference: Reference | None,
+) -> None:
+    """Writes the pictures that are not there yet, layer by layer."""
+    magnitudes, start, tops = None, None, {}
+    if config.canvas == "maco" or config.start == "patch":
+        seen, count = reference.images() if reference else _drawn()
+    if config.canvas == "maco":
+        magnitudes = starts.magnitudes(seen, count, config.size)
+    if config.start == "patch" and reference:
+        tops = {layer: found.top for layer, found in reference.layers.items()}
+        if other := files.keys() - tops:
+            raise ValueError(
+                f"start=patch: {config.atlas} has no patches of {min(other)}"
+            )
+    for layer, of_units in files.items():
+        left = [number for number, file in of_units.items() if not file.exists()]
+        if left:
+            chunk = min(config.chunk, len(of_units))
+            search = Search(*network, layer, config, chunk, magnitudes)
+            if tops:
+                start = starts.from_patches(
+                    *network, layer, tops[layer], seen, config.size
+                )
+            _optimize(config, search, {n: of_units[n] for n in left}, start)
 
 
-def _pictures(config: Config) -> tuple[Images, int]:
-    """Returns the images that the atlas's scan saw, or drawn ones, and their number."""
-    sources, size = [data.load("primitives", "train", "")], 64
-    if config.atlas:
-        _, about = scan_file.load(pathlib.Path(config.atlas) / "scan.npz")
-        sources, size = scan.target_of(about).sources, about.size
-    return Images(sources, size), sum(map(len, sources))
+def _drawn() -> tuple[Images, int]:
+    source = data.load("primitives", "train", "")
+    return Images([source], 64), len(source)
 
 
 def _optimize(
     config: Config,
-    workdir: pathlib.Path,
     search: Search,
-    units: Sequence[int],
+    files: Files,
     start: Callable[[int], np.ndarray] | None,
 ) -> None:
     """Writes units' pictures, chunk by chunk, with the activation in each file."""
+    units = list(files)
     chunks = [units[i : i + search.chunk] for i in range(0, len(units), search.chunk)]
     with Progress([search.flops] * (config.steps * len(chunks))) as progress:
         for done, chunk in enumerate(chunks):
@@ -186,33 +185,5 @@ def _optimize(
                     return
             for unit, (picture, activation) in zip(chunk, search.found(state, chunk)):
                 settings = dataclasses.asdict(config) | {"activation": activation}
-                file = _file(workdir, search.layer, unit)
-                images.write(file, Image.fromarray(picture), settings)
-
-
-def _add_to_atlas(
-    config: Config, workdir: pathlib.Path, units: Mapping[str, Sequence[int]]
-) -> None:
-    """Shows the pictures in the atlas, beside the patches of the layers it has."""
-    folder, panel = pathlib.Path(config.atlas), {}
-    layers = atlas.Atlas(folder).layers
-    for layer, numbers in units.items():
-        if layer not in layers:
-            logger.warning("atlas=%s has no %s, and shows none of it", folder, layer)
-            continue
-        panel[layer] = {
-            number: np.asarray(images.read(_file(workdir, layer, number)))[None]
-            for number in numbers
-        }
-    if panel:
-        title = "accentuation" if config.start == "patch" else "features"
-        if config.canvas == "maco":
-            title += "maco"
-        atlas.add(folder, title, panel)
-        logger.info("%s", folder / "index.html")
-
-
-def _cells(layer: str, row: Row) -> list[str]:
-    numbers = row.activation, row.maximum, row.ratio
-    cells = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
-    return [f"{layer}:{row.unit}", *cells, "yes" if row.activated else "no"]
+                files[unit].parent.mkdir(parents=True, exist_ok=True)
+                images.write(files[unit], Image.fromarray(picture), settings)

@@ -19,6 +19,7 @@ from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features, starts
 from nstvis.units import atlas, scan_file, table, unit_names
 from nstvis.units import maxima as running
+from nstvis.units.reference import Reference
 
 STILL = features.Settings(
     canvas="pixels",
@@ -388,7 +389,7 @@ def test_pictures_start_from_patches_or_have_the_magnitudes_of_images(
                 raise ValueError("damaged")
             return shown[index]
 
-    monkeypatch.setattr(experiment, "_pictures", lambda config: (Shown(), 20))
+    monkeypatch.setattr(Reference, "images", lambda reference: (Shown(), 20))
     still = {"steps": 1, "learning_rate": 1e-4} | changes
     experiment.run(config(network, atlas=str(folder), **still), tmp_path / "run")
     for unit, picture in painted(tmp_path / "run")["conv2"].items():

@@ -291,6 +291,13 @@ class Row(NamedTuple):
         return self.activation / self.maximum if self.maximum > 0 else math.nan
 
     @property
+    def cells(self) -> list[str]:
+        """The table's cells: activation, maximum, ratio, and whether it is activated."""
+        numbers = self.activation, self.maximum, self.ratio
+        cells = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
+        return [*cells, "yes" if self.activated else "no"]
+
+    @property
     def label(self) -> str:
         """What a sheet says of the picture."""
         name = f" {self.name}" if self.name else ""
