@@ -128,7 +128,7 @@ def test_a_name_is_a_guess_with_its_score(page, explained):
         (0, f"gratinga guessAUROC 0.875 {kept} = 0.02{constant}"),
         (1, f"tabbya guessAUROC 0.9 {kept} < 0.001{constant}"),
         (2, f"{HACK}a guessAUROC 0.75 {kept} = 0.03{constant}"),
-        (3, f"no namenone is significantdAUROC 0.5 {kept} = 0.5{constant}"),
+        (3, f"no namenone is significantAUROC 0.5 {kept} = 0.5{constant}"),
     ]:
         opened(page, folder, "logits", unit)
         assert page.each(".guess") == [told]

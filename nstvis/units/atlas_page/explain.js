@@ -19,7 +19,7 @@ function naming(unit) {
   const score = html("span", {}, `AUROC ${number(auroc)} on images kept apart, q ${q < 0.001 ? "< 0.001" : `= ${number(q)}`}`, ...constant);
   return [tested
     ? html("p", { class: "guess" }, named(concept, "concept"), kind("a guess"), score)
-    : html("p", { class: "guess" }, html("bdi", { class: "concept" }, "no name"), kind("none is significant"), named(concept), score)];
+    : html("p", { class: "guess" }, html("bdi", { class: "concept" }, "no name"), kind("none is significant"), score)];
 }
 
 // Another unit, with its patches and a link to it where it is in the atlas.
