@@ -26,6 +26,7 @@ RESULTS = ["sheet.png", "cells.csv"]
 TILE = 384  # pixels, at most, of a picture's long side on the sheet
 PAGE = 8000  # and of all pictures in a row or a column of it
 ACROSS = 5  # pictures in a line, where columns change settings apart
+LEADING = 10  # pixels between such lines
 PICTURES = ("content", "style")
 DEFAULT = "default"  # in a row or a column, what changes nothing
 
@@ -280,9 +281,10 @@ def _lines(
         plots.grid([cells[i : i + ACROSS]], [""], names[i : i + ACROSS], size)
         for i in starts
     ]
-    page = Image.new("RGB", (lines[0].width, sum(x.height for x in lines)), "white")
-    for line, above in zip(lines, itertools.accumulate(x.height for x in lines)):
-        page.paste(line, (0, above - line.height))
+    tops = [0, *itertools.accumulate(line.height + LEADING for line in lines)]
+    page = Image.new("RGB", (lines[0].width, tops.pop() - LEADING), "white")
+    for line, top in zip(lines, tops):
+        page.paste(line, (0, top))
     return page
 
 
