@@ -340,9 +340,12 @@ def test_settings_that_change_apart_are_in_lines_of_five(folder, tmp_path):
     assert [float(row["gamma"]) for row in rows] == [0] * 6 + [1]
 
 
-def test_labels_break_after_commas_and_are_as_typed():
+def test_labels_break_after_commas_and_slashes_and_are_as_typed():
     assert sweep._wrapped("style_layers=conv1_1,conv2_1", 24) == (
         "style_layers=conv1_1,\nconv2_1"
+    )
+    assert (
+        sweep._wrapped("start=docs/style/red.jpg", 16) == "start=docs/\nstyle/red.jpg"
     )
     assert sweep._wrapped("tree, at dusk", 24) == "tree, at dusk"
 

@@ -301,7 +301,7 @@ def _tile(path: pathlib.Path, side: int) -> Image.Image:
 
 
 def _wrapped(name: str, width: int) -> str:
-    """Breaks a name into lines of at most so many characters, after commas too."""
-    breakable = re.sub(r",(?=\S)", ",\0 ", name)
+    """Breaks a name into lines of at most so many characters, after , and / too."""
+    breakable = re.sub(r"([,/])(?=\S)", "\\1\0 ", name)
     lines = textwrap.wrap(breakable, width, break_on_hyphens=False)
     return re.sub("\0 ?", "", "\n".join(lines))
