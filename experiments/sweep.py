@@ -5,13 +5,16 @@ r"""Sweeps settings of a style transfer, and shows the pictures in rows and colu
         --config.columns=content_layers:conv1_2,conv2_2,conv3_2,conv4_1
     python launch.py --experiment=sweep --config.content=photo.jpg \
         --config.rows=style:a.jpg,b.jpg --config.columns= --config.size=384
+    python launch.py --experiment=sweep --config.rows= \
+        --config.columns="default;beta=9;style_loss=gram;start=content start_noise=0.3"
 
 Gatys, Ecker & Bethge 2015 (arXiv:1508.06576), Figure 3: the style is matched in more and
 more layers from the top row to the bottom, and the content weighs more and more from left
 to right, here against `beta` = 3. Rows and columns may be any settings of
-`--experiment=style`, or other pictures. Leaves `sheet.png`, `cells.csv` with each
-picture's J and its terms, and the pictures in `cells/`. A run that is stopped or killed
-repeats only the pictures that were not finished.
+`--experiment=style`, or other pictures; the pictures of the last command have settings of
+their own. Leaves `sheet.png`, `cells.csv` with each picture's J and its terms, and the
+pictures in `cells/`. A run that is stopped or killed repeats only the pictures that were
+not finished.
 
 The first command takes about five minutes on two cores: 16 pictures of 192 x 144 pixels,
 of which those in a row share their programs.
@@ -32,7 +35,8 @@ class Config(sweep.Painting):
     """What changes from row to row, and from column to column."""
 
     # What the rows change: FIELD:VALUES, separated by commas, or by semicolons if there
-    # is one; nothing if empty.
+    # is one; or settings that change apart, default;beta=9;gamma=0 style_scale=0.5;
+    # nothing if empty.
     rows: str = f"style_layers:{ONE_BY_ONE}"
     # What the columns change, likewise.
     columns: str = "alpha:0.01,0.1,1,10"

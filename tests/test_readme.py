@@ -85,6 +85,20 @@ def test_every_command_is_accepted(command):
     flags.parse_command(words, ROOT / "experiments")
 
 
+def test_every_setting_of_style_is_shown_by_a_picture():
+    page = (ROOT / "docs/style.md").read_text()
+    experiment = registry.find("experiment", "style", ROOT / "experiments")
+    shown = set()
+    for command in commands():
+        words = shlex.split(command)[2:]
+        if command in re.sub(r" \\\n +", " ", page) and "sweep" in words[0]:
+            _, config = flags.parse_command(words, ROOT / "experiments")
+            shown |= {field for axis in config.axes() for field in axis.fields}
+    assert len(shown) > 20
+    for field in experiment.Config.__dataclass_fields__.keys() - shown:
+        assert f"`{field}`" in page.partition("\n## Moving pictures\n")[2], field
+
+
 def test_the_tree_is_the_repository():
     structure = (ROOT / "docs/structure.md").read_text()
     tree = structure.partition("## The tree")[2].partition("##")[0]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import logging
 import re
 import signal
@@ -288,11 +289,65 @@ def test_folders_without_pictures_and_names_of_one_result_are_refused(folder, tm
         ("clip:true;false", "clip", [True, False]),
         ("style_layers:a;a,b:2", "style_layers", ["a", "a,b:2"]),
         ("content:C:/x.jpg", "content", ["C:/x.jpg"]),
-        (" ", "", [""]),
     ],
 )
 def test_values_have_the_type_of_their_field(text, field, values):
-    assert sweep.parse_axis("rows", text) == (field, values)
+    assert sweep.parse_axis("rows", text) == sweep.of_field(field, values)
+
+
+def test_settings_may_change_apart():
+    text = "default; beta=5;style_layers=a:2,b ;start=content start_noise=0.50"
+    labels, values = axis = sweep.parse_axis("columns", text)
+    assert labels == [part.strip() for part in text.split(";")]  # as they are typed
+    assert values == [
+        {},
+        {"beta": 5.0},
+        {"style_layers": "a:2,b"},
+        {"start": "content", "start_noise": 0.5},
+    ]
+    assert axis.fields == ["beta", "style_layers", "start", "start_noise"]
+    assert sweep.parse_axis("columns", " ") == ([""], [{}])
+
+
+def sheet(tmp_path, painting, rows, columns):
+    """The sheet of cells that are painted already, each in a colour of its own."""
+    axes = sweep.parse_axis("rows", rows), sweep.parse_axis("columns", columns)
+    grid = sweep._grid(painting, *axes, tmp_path)
+    for number, cell in enumerate(cell for line in grid for cell in line):
+        note = dataclasses.asdict(cell.painting) | dict.fromkeys(cells.LOSSES, 1.0)
+        plain = Image.new("RGB", (40, 30), (20 * number, 100, 0))
+        images.write(cell.path, plain, note)
+    return grid, np.asarray(sweep._sheet(grid, *axes))
+
+
+def test_settings_that_change_apart_are_in_lines_of_five(folder, tmp_path):
+    columns = "default;" + ";".join(f"beta={x}" for x in range(1, 6)) + ";gamma=1"
+    grid, page = sheet(tmp_path, config(folder), "", columns)
+    assert len(grid) == 1 and [cell.label for cell in grid[0]] == columns.split(";")
+    places = [np.argwhere((page == (20 * i, 100, 0)).all(-1)) for i in range(7)]
+    tops, lefts = np.array([place.min(0) for place in places]).T
+    assert {len(place) for place in places} == {40 * 30}
+    assert (tops[:5] == tops[0]).all() and (tops[5:] >= tops[0] + 40).all()
+    assert list(lefts[:5]) == sorted(lefts[:5]) and list(lefts[5:]) == list(lefts[:2])
+    sweep._write_table(
+        tmp_path / "cells.csv",
+        grid,
+        sweep.parse_axis("rows", ""),
+        sweep.parse_axis("columns", columns),
+    )
+    rows = table(tmp_path)
+    assert [float(row["beta"]) for row in rows] == [3, 1, 2, 3, 4, 5, 3]
+    assert [float(row["gamma"]) for row in rows] == [0] * 6 + [1]
+
+
+def test_labels_break_after_commas_and_slashes_and_are_as_typed():
+    assert sweep._wrapped("style_layers=conv1_1,conv2_1", 24) == (
+        "style_layers=conv1_1,\nconv2_1"
+    )
+    assert (
+        sweep._wrapped("start=docs/style/red.jpg", 16) == "start=docs/\nstyle/red.jpg"
+    )
+    assert sweep._wrapped("tree, at dusk", 24) == "tree, at dusk"
 
 
 @pytest.mark.parametrize(
@@ -304,11 +359,21 @@ def test_values_have_the_type_of_their_field(text, field, values):
         ({"rows": "beta:1,x"}, "beta=x is no float"),
         ({"rows": "steps:1.5"}, "steps=1.5 is no int"),
         ({"rows": "beta:1,,2"}, "rows=beta:1,,2: a value is missing beside a ','"),
-        ({"columns": "beta:1,1.0"}, "columns=beta:1,1.0: 1.0 is given twice"),
+        ({"columns": "beta:1,1.0"}, "columns=beta:1,1.0: 1 is given twice"),
+        ({"columns": "beta=1;beta=1.0"}, "beta=1;beta=1.0: beta=1 is given twice"),
+        ({"columns": "beta=1;;gamma=1"}, "a value is missing beside a ';'"),
+        ({"columns": "beta=1;bta=2"}, "no config field 'bta': did you mean 'beta'?"),
+        ({"columns": "beta=1;5"}, "columns: '5' should be FIELD=VALUE or default"),
+        ({"columns": "default;beta=x"}, "beta=x is no float"),
+        ({"columns": "default;beta=-1"}, "beta should be at least 0"),
         ({"rows": "beta:1,-1"}, "beta should be at least 0"),
         ({"rows": "beta:1,nan"}, "beta=nan should be a finite number"),
         ({"rows": "optimizer:gd,adm"}, "did you mean 'adam'?"),
         ({"rows": "beta:1", "columns": "beta:2"}, "rows and columns both change beta"),
+        (
+            {"rows": "beta:1", "columns": "default;beta=2"},
+            "rows and columns both change beta",
+        ),
         ({"rows": "start_noise:0.5"}, "start_noise and start_colors are for start="),
     ],
 )
@@ -342,7 +407,9 @@ def test_what_files_do_not_allow_is_said_before_any_cell(
 
 def test_the_defaults_are_figure_3_of_gatys_et_al(folder):
     rows, columns = experiment.Config().axes()
-    assert rows.values[0] == "conv1_1"
-    assert rows.values[-1] == style_experiment.Config().style_layers
-    assert all(b.startswith(a) for a, b in zip(rows.values, rows.values[1:]))
-    assert columns.field == "alpha" and list(columns.values) == sorted(columns.values)
+    layers = [value["style_layers"] for value in rows.values]
+    assert layers[0] == "conv1_1"
+    assert layers[-1] == style_experiment.Config().style_layers
+    assert all(b.startswith(a) for a, b in itertools.pairwise(layers))
+    alphas = [value["alpha"] for value in columns.values]
+    assert alphas == sorted(alphas)

@@ -1,12 +1,13 @@
-"""Sweeps: style transfers in rows and columns, each of which changes one setting."""
+"""Sweeps: style transfers in rows and columns, each of which changes settings."""
 
 import dataclasses
+import itertools
 import logging
 import os
 import pathlib
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageOps
@@ -24,71 +25,106 @@ logger = logging.getLogger(__name__)
 RESULTS = ["sheet.png", "cells.csv"]
 TILE = 384  # pixels, at most, of a picture's long side on the sheet
 PAGE = 8000  # and of all pictures in a row or a column of it
+ACROSS = 5  # pictures in a line, where columns change settings apart
+LEADING = 10  # pixels between such lines
 PICTURES = ("content", "style")
+DEFAULT = "default"  # in a row or a column, what changes nothing
 
 
 class Axis(NamedTuple):
     """What changes along the rows, or along the columns.
 
     Attributes:
-        field: Of `Painting`; empty if nothing changes, and then there is one value.
-        values: Of that field.
+        labels: What the values are called: a picture's name, or FIELD=VALUE.
+        values: Fields of `Painting` that change, and to what.
     """
 
-    field: str
-    values: Sequence[Any]
+    labels: Sequence[str]
+    values: Sequence[Mapping[str, Any]]
 
-    def changed(self, painting: Painting, value: Any) -> Painting:
-        """Returns a painting with one of the values."""
-        changes = {self.field: value} if self.field else {}
-        return dataclasses.replace(painting, **changes)
+    @property
+    def fields(self) -> list[str]:
+        """The names of all fields that change."""
+        return list(dict.fromkeys(name for value in self.values for name in value))
 
-    def label(self, value: Any) -> str:
-        """Returns what a value is called: a picture's name, or FIELD=VALUE."""
-        if self.field in PICTURES:
-            content, *styles = Painting(**{self.field: value}).paths()
-            shown = [content] if self.field == "content" else styles
-            return " + ".join(path.stem for path in shown)
-        text = f"{value:g}" if isinstance(value, float) else value
-        return f"{self.field}={text}" if self.field else ""
+    @property
+    def picture(self) -> str:
+        """`content` or `style`, if it is all that changes; otherwise empty."""
+        return next((x for x in PICTURES if self.fields == [x]), "")
+
+
+def of_field(field: str, values: Sequence[Any]) -> Axis:
+    """Returns the axis that changes one field of `Painting`."""
+    return Axis(
+        [_label(field, value) for value in values], [{field: x} for x in values]
+    )
 
 
 def parse_axis(name: str, text: str) -> Axis:
     """Parses `beta:0.5,1.5,5`, or with semicolons `style_layers:conv1_1;conv1_1,conv2_1`.
 
+    `default;beta=5;start=content start_noise=0.5` has settings that change apart.
+
     Args:
         name: Of the flag, for the errors.
-        text: A field of `Painting` and its values; empty if nothing changes.
+        text: A field of `Painting` and its values, or such settings; empty if nothing
+            changes.
 
     Raises:
         ValueError: There is no such field, or a value is not of its type, missing, or
             given twice.
     """
     if not text.strip():
-        return Axis("", [""])
-    field, colon, rest = (part.strip() for part in text.partition(":"))
-    if not colon:
+        return Axis([""], [{}])
+    head, _, rest = (part.strip() for part in text.partition(":"))
+    separate = not re.fullmatch(r"\w*", head)
+    if not (separate or rest):
         raise ValueError(
-            f"{name}={text} should be FIELD:VALUES, such as beta:0.5,1.5,5"
+            f"{name}={text} should be FIELD:VALUES, such as beta:0.5,1.5,5, or settings"
+            f" such as {DEFAULT};beta=5;style_scale=0.5"
         )
-    separator = ";" if ";" in rest else ","
-    parts = [part.strip() for part in rest.split(separator)]
+    separator = ";" if separate or ";" in rest else ","
+    parts = [part.strip() for part in (text if separate else rest).split(separator)]
     if not all(parts):
         raise ValueError(f"{name}={text}: a value is missing beside a {separator!r}")
-    values = [flags.parse_value(Painting, field, part) for part in parts]
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{name}={text}: {value} is given twice")
-    return Axis(field, values)
+    if separate:
+        axis = Axis(parts, [_settings(name, part) for part in parts])
+    else:
+        values = [flags.parse_value(Painting, head, part) for part in parts]
+        axis = of_field(head, values)
+    for label, value in zip(parts, axis.values):
+        if axis.values.count(value) > 1:
+            raise ValueError(f"{name}={text}: {label} is given twice")
+    return axis
+
+
+def _settings(name: str, text: str) -> dict[str, Any]:
+    """Parses `start=content start_noise=0.5`, or `default`, which changes nothing."""
+    found = {}
+    for word in [] if text == DEFAULT else text.split():
+        field, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{name}: {word!r} should be FIELD=VALUE or {DEFAULT}")
+        found[field] = flags.parse_value(Painting, field, value)
+    return found
+
+
+def _label(field: str, value: Any) -> str:
+    if field in PICTURES:
+        content, *styles = Painting(**{field: value}).paths()
+        shown = [content] if field == "content" else styles
+        return " + ".join(path.stem for path in shown)
+    return f"{field}={value:g}" if isinstance(value, float) else f"{field}={value}"
 
 
 def check(painting: Painting, rows: Axis, columns: Axis) -> None:
     """Raises a ValueError if the settings of a cell are not those of a painting."""
-    if rows.field and rows.field == columns.field:
-        raise ValueError(f"rows and columns both change {rows.field}")
+    for field in set(rows.fields).intersection(columns.fields):
+        raise ValueError(f"rows and columns both change {field}")
+    plain = _plain(painting)
     for row in rows.values:
         for column in columns.values:
-            configs.check(columns.changed(rows.changed(_plain(painting), row), column))
+            configs.check(dataclasses.replace(plain, **row, **column))
 
 
 def run(
@@ -137,7 +173,8 @@ def run_folders(painting: Painting, workdir: pathlib.Path) -> list[str]:
         )
     if os.path.isdir(painting.style):
         styles = _usable(painting.style, lambda _: None)
-    return run(painting, Axis("content", contents), Axis("style", styles), workdir)
+    axes = of_field("content", contents), of_field("style", styles)
+    return run(painting, *axes, workdir)
 
 
 def _usable(folder: str, check: Callable[[tuple[int, int]], Any]) -> list[str]:
@@ -173,14 +210,14 @@ def _grid(
     painting: Painting, rows: Axis, columns: Axis, folder: pathlib.Path
 ) -> list[list[Cell]]:
     """Returns the cells, row by row, each with a file of its own."""
+    plain = _plain(painting)
 
     def cell(i: int, j: int) -> Cell:
-        row, column = rows.values[i], columns.values[j]
-        labels = [*filter(None, [rows.label(row), columns.label(column)])]
+        labels = [*filter(None, [rows.labels[i], columns.labels[j]])]
         # Numbers tell apart what looks alike once it is cut, or is ASCII.
         words = [re.sub(r"[^\w.,+=-]", "_", x, flags=re.ASCII)[:80] for x in labels]
         file = folder / f"{'__'.join([f'{i + 1}-{j + 1}', *words])}.png"
-        changed = columns.changed(rows.changed(_plain(painting), row), column)
+        changed = dataclasses.replace(plain, **rows.values[i], **columns.values[j])
         return Cell(", ".join(labels) or "picture", changed, file)
 
     return [
@@ -193,7 +230,7 @@ def _write_table(
     path: pathlib.Path, grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis
 ) -> None:
     """Writes a line for each cell; the losses of one that is left out are empty."""
-    fields = [*filter(None, [rows.field, columns.field])]
+    fields = [*rows.fields, *columns.fields]
     table = []
     for cell in (cell for line in grid for cell in line):
         losses = cell.losses() or {}
@@ -211,16 +248,16 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
     ]
     painted = [x.size for line in cells for x in line if isinstance(x, Image.Image)]
     side = max(map(max, painted), default=side)
-    row_names = [_wrapped(rows.label(value), 24) for value in rows.values]
-    names = [columns.label(value) for value in columns.values]
-    if columns.field in PICTURES:
-        cells.insert(0, [_original(columns.field, cell, side) for cell in grid[0]])
-        row_names.insert(0, columns.field)
-    if rows.field in PICTURES:
-        originals = [_original(rows.field, line[0], side) for line in grid]
-        corner = [""] * (columns.field in PICTURES)
+    row_names = [_wrapped(label, 24) for label in rows.labels]
+    names = [*columns.labels]
+    if columns.picture:
+        cells.insert(0, [_original(columns.picture, cell, side) for cell in grid[0]])
+        row_names.insert(0, columns.picture)
+    if rows.picture:
+        originals = [_original(rows.picture, line[0], side) for line in grid]
+        corner = [""] * bool(columns.picture)
         cells = [[x, *line] for x, line in zip([*corner, *originals], cells)]
-        names.insert(0, rows.field)
+        names.insert(0, rows.picture)
     width, height = (max((x[i] for x in painted), default=side) for i in (0, 1))
     padded = [
         [
@@ -230,7 +267,25 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
         for line in cells
     ]
     names = [_wrapped(name, max(12, width // 8)) for name in names]
-    return plots.grid(padded, row_names, names, (width, height))
+    if len(padded) > 1 or len(columns.fields) < 2:
+        return plots.grid(padded, row_names, names, (width, height))
+    return _lines(padded[0], names, (width, height))
+
+
+def _lines(
+    cells: Sequence[Image.Image | str], names: Sequence[str], size: tuple[int, int]
+) -> Image.Image:
+    """Lays out pictures that have little in common line by line, not in one row."""
+    starts = range(0, len(cells), ACROSS)
+    lines = [
+        plots.grid([cells[i : i + ACROSS]], [""], names[i : i + ACROSS], size)
+        for i in starts
+    ]
+    tops = [0, *itertools.accumulate(line.height + LEADING for line in lines)]
+    page = Image.new("RGB", (lines[0].width, tops.pop() - LEADING), "white")
+    for line, top in zip(lines, tops):
+        page.paste(line, (0, top))
+    return page
 
 
 def _original(field: str, cell: Cell, side: int) -> Image.Image:
@@ -246,6 +301,7 @@ def _tile(path: pathlib.Path, side: int) -> Image.Image:
 
 
 def _wrapped(name: str, width: int) -> str:
-    """Breaks a name into lines of at most so many characters."""
-    spaced = re.sub(", ?", ", ", name.replace("=", " = "))
-    return "\n".join(textwrap.wrap(spaced, width))
+    """Breaks a name into lines of at most so many characters, after , and / too."""
+    breakable = re.sub(r"([,/])(?=\S)", "\\1\0 ", name)
+    lines = textwrap.wrap(breakable, width, break_on_hyphens=False)
+    return re.sub("\0 ?", "", "\n".join(lines))
