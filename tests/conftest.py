@@ -27,7 +27,8 @@ import pytest
 # By default a tenth of the time goes into looking for garbage, of which there is little.
 gc.set_threshold(50_000)
 
-from nstvis.runs.cache import keep_compiled
+from nstvis.runs import files
+from nstvis.runs.cache import cache_folder, keep_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +39,18 @@ def cache(tmp_path_factory):
         folder = folder.parent
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     keep_compiled()
+
+
+@pytest.fixture(scope="session")
+def drawn(cache):
+    """Draws `primitives` for processes: of `train`, whose whole takes 20 s, a fiftieth."""
+    from nstvis.data import primitives  # which takes a second
+
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as fewer:
+        fewer.setitem(primitives.SPLITS, "train", 4)
+        with files.locked(cache_folder(), "drawn by another worker"):
+            primitives.load("", "train", "")
 
 
 @pytest.fixture(autouse=True)

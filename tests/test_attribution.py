@@ -140,9 +140,17 @@ def test_deconvnet_is_that_of_the_paper_in_all_layers(model):
     network = attribution.ruled(forward, "deconvnet")
     oracles = [Deconvnet(model, params, image) for image in images]
     activations = jax.jit(forward)(params, images)
-    for layer in LAYERS:
-        units, positions = strongest(np.asarray(activations[layer]))
-        found, scores = attribute(network, layer)(params, images, units, positions)
+    where = {layer: strongest(np.asarray(activations[layer])) for layer in LAYERS}
+
+    @jax.jit
+    def attributions(params, images, where):
+        return {
+            layer: attribution.attribute(network, params, layer, images, *where[layer])
+            for layer in LAYERS
+        }
+
+    for layer, (found, scores) in attributions(params, images, where).items():
+        units, positions = where[layer]
         for i, oracle in enumerate(oracles):
             wanted = oracle.projected(layer, units[i], *positions[i])
             assert np.abs(wanted).max() > 0
@@ -163,7 +171,7 @@ def places(activations):
 @pytest.mark.slow
 def test_gradient_is_the_gradient():
     forward, params = random_network("alexnet_small")
-    images, layers = noise(2, 56, 56, 3), ["conv1_pre", "conv3", "pool5", "fc7", "fc8"]
+    images, layers = noise(2, 56, 56, 3), ["conv1_pre", "conv3", "fc8"]
     activations = jax.jit(forward)(params, images)
     where = {layer: places(np.asarray(activations[layer])) for layer in layers}
     network = attribution.ruled(forward, "gradient")

@@ -50,27 +50,30 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(trained, tmp_path_factory):
-    """The workdir of a run through the launcher, killed after an epoch's scan."""
-    workdir = tmp_path_factory.mktemp("evolution") / "killed"
-    flags = f"--config.run={trained[0]}", f"--workdir={workdir}"
-    first = workdir / "epochs/01/scan.npz"
-    process = start("--experiment=evolution", *flags)
-    signal_when(process, signal.SIGKILL, first.exists)
-    finish(process, -signal.SIGKILL)
-    assert not (workdir / "evolution.csv").exists()
-    written = first.stat().st_mtime_ns
-    finish(start("--experiment=evolution", *flags))
-    assert first.stat().st_mtime_ns == written  # not scanned again
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def whole(trained, tmp_path_factory):
     """The workdir of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("evolution") / "whole"
     results = experiment.run(experiment.Config(run=str(trained[0])), workdir)
     assert results == ["evolution.png", "evolution_numbers.png", "evolution.csv"]
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(trained, whole, tmp_path_factory):
+    """The workdir of a run through the launcher, killed after an epoch's scan."""
+    workdir = tmp_path_factory.mktemp("evolution") / "killed"
+    command = "--experiment=evolution", f"--config.run={trained[0]}"
+    command = *command, f"--workdir={workdir}"
+    # For which the programs are compiled already.
+    as_here = {"JAX_NUM_CPU_DEVICES": "4"}
+    first = workdir / "epochs/01/scan.npz"
+    process = start(*command, environment=as_here)
+    signal_when(process, signal.SIGKILL, first.exists)
+    finish(process, -signal.SIGKILL)
+    assert not (workdir / "evolution.csv").exists()
+    written = first.stat().st_mtime_ns
+    finish(start(*command, environment=as_here))
+    assert first.stat().st_mtime_ns == written  # not scanned again
     return workdir
 
 

@@ -18,7 +18,7 @@ from nstvis import assets, images, models
 from nstvis.runs import config as configs
 from nstvis.runs import registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn")]
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ["--config.size=64", "--config.steps=2", "--config.scales=1"]

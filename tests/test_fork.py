@@ -122,10 +122,9 @@ def to_torch(torch, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(64, 64), (75, 97)])
-def test_resnet18_is_pytorchs(torch, twin, size):
+def test_resnet18_is_pytorchs(torch, twin):
     network, forward, params = twin
-    images = noise(2, *size, 3)
+    images = noise(2, 64, 97, 3)  # maps of even heights, and of odd widths
     with torch.no_grad():
         expected = network(to_torch(torch, images))
     found = jax.jit(forward)(params, images)
@@ -145,7 +144,7 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin, rule):
     images, units = noise(2, 48, 48, 3), np.array([3, 77])
     where = {
         layer: np.array([place, place])
-        for layer, place in {"layer2_1": (3, 4), "layer4_2_pre": (1, 0)}.items()
+        for layer, place in {"layer2_1": (3, 4), "layer3_1_pre": (1, 0)}.items()
     }
     ruled = attribution.ruled(forward, rule)
 
@@ -471,7 +470,7 @@ def network(request, plain):
     """Name, weights, a layer's stem and its number of units."""
     if request.param == "plain":
         return *plain, "conv2", 8
-    return "resnet18", "random", "layer2_1", 128
+    return "resnet18", "random", "layer1_1", 64
 
 
 @pytest.mark.slow
@@ -521,7 +520,7 @@ def test_a_style_is_transferred(network):
 
 
 @pytest.mark.slow
-def test_units_and_their_atlas(network, tmp_path):
+def test_units_and_their_atlas(network, drawn, tmp_path):
     name, path, layer, count = network
     workdir = tmp_path / "run"
     done = launch(

@@ -30,7 +30,7 @@ def test_a_command_is_rehearsed_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_set_is_read_and_a_short_run_is_done_whole(tmp_path):
+def test_a_data_set_is_read_and_a_short_run_is_done_whole(drawn, tmp_path):
     command = "--experiment=evaluate --config.weights=random --config.size=32"
     command += " --config.dataset=primitives --config.split=validation"
     command += " --config.batch=310"

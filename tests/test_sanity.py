@@ -109,7 +109,7 @@ def test_reports_compare_depths_and_rules():
 
 
 @pytest.mark.slow
-def test_the_page_and_the_numbers(tmp_path):
+def test_the_page_and_the_numbers(drawn, tmp_path):
     run, fields = tmp_path / "run", {"images": 4, "units": 2, "size": 40}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     done = launch("--experiment=sanity", f"--workdir={run}", *flags)

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_the_tour_runs_from_a_clean_kernel(monkeypatch):
+def test_the_tour_runs_from_a_clean_kernel(drawn, monkeypatch):
     # The kernel has warnings of its own, and a machine's one CPU.
     for name in ("PYTHONWARNINGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)

@@ -5,7 +5,6 @@ import json
 import re
 import signal
 
-import launcher
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from test_runs import finish, signal_at, start, start_hosts, steps
 
-from experiments import evaluate
+from experiments import evaluate, style
 from nstvis import devices
 from nstvis.runs import config as configs
 from nstvis.runs.progress import Interrupted
@@ -68,8 +67,8 @@ KILL, STOP = signal.SIGKILL, signal.SIGTERM
 @pytest.mark.parametrize(
     ("every", "signals"),
     [
-        (0, [(KILL, 3), (KILL, STEPS // 2 + 2)]),
-        (1000, [(KILL, PER_EPOCH), (STOP, PER_EPOCH + 2), (KILL, STEPS - 7)]),
+        (0, [(KILL, 3)]),
+        (1000, [(KILL, PER_EPOCH), (STOP, STEPS // 2 + 2), (KILL, STEPS - 7)]),
     ],
 )
 def test_stopped_at_any_step_the_run_ends_bit_identical(
@@ -130,24 +129,19 @@ def test_the_weights_are_evaluated_and_painted_with(uninterrupted, files, tmp_pa
     # Float16 may turn one image's answer.
     assert shares["top1"] == pytest.approx(last["validation_top1"], abs=0.042)
     assert shares["top5"] == pytest.approx(last["validation_top5"], abs=0.042)
-    done = launcher.launch(
-        "--experiment=style",
-        *small.flags(small.PAINTED | {"model": files[0], "weights": path}),
-        "--config.style_loss=gram",  # which compiles sooner
-        "--config.size=64",
-        "--config.scales=1",
-        "--config.steps=1",
-        f"--workdir={tmp_path / 'style'}",
-    )
-    assert done.returncode == 0, done.stderr
+    network = small.PAINTED | {"model": files[0], "weights": str(path)}
+    quick = {"style_loss": "gram", "size": 64, "scales": 1, "steps": 1}
+    (tmp_path / "style").mkdir()
+    assert "G.png" in style.run(style.Config(**network, **quick), tmp_path / "style")
 
 
 @pytest.mark.slow
 def test_two_hosts_train_one_network_and_stop_together(command, tmp_path):
     workdir = tmp_path / "run"
 
-    def both():
-        return start_hosts(*command, f"--workdir={workdir}")
+    def both():  # at one size, and for two epochs
+        less = "--config.growth=", "--config.epochs=2"
+        return start_hosts(*command, *less, f"--workdir={workdir}")
 
     lead, other = both()
     signal_at(other, STOP, workdir, 2)  # only one of them is told
@@ -158,11 +152,14 @@ def test_two_hosts_train_one_network_and_stop_together(command, tmp_path):
     lead, other = both()
     assert "resuming after step 10 of" in finish(lead)
     assert "epoch" not in finish(other)
-    assert steps(workdir) == list(range(1, STEPS + 1))
+    assert steps(workdir) == list(range(1, 2 * PER_EPOCH + 1))
     assert (
         "4 x" in json.loads((workdir / "run.json").read_text())["starts"][1]["devices"]
     )
     assert (workdir / "tiny.safetensors").exists()
+
+
+# In this process, which has four devices.
 
 
 @pytest.fixture
@@ -182,29 +179,6 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_images_are_skipped_and_listed(folder, files, tmp_path):
-    arguments = [
-        "--experiment=train",
-        f"--config.model={files[0]}",
-        f"--config.dataset=folder:{folder}",
-        "--config.batch=4",
-        "--config.size=32",
-        "--config.growth=",
-        "--config.epochs=2",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-    done = launcher.launch(*arguments)
-    assert done.returncode == 0, done.stderr
-    for name in ("damaged.txt", "damaged_validation.txt"):
-        listed = (tmp_path / "run" / name).read_text().splitlines()
-        ids = sorted(line.split("\t")[0] for line in listed)
-        assert ids == ["plain/0.png", "rough/0.png"]
-    assert "2 damaged images were skipped" in done.stderr
-
-
-# In this process, which has four devices.
-
-
 @pytest.fixture
 def settings(files):
     """Builds settings of a run of two steps, and others."""
@@ -215,6 +189,17 @@ def settings(files):
         return Settings(**{"model": model, "dataset": dataset} | common | fields)
 
     return build
+
+
+@pytest.mark.slow
+def test_damaged_images_are_skipped_and_listed(folder, settings, tmp_path, caplog):
+    how = {"batch": 4, "epochs": 2, "validation": "validation"}
+    train(settings(dataset=f"folder:{folder}", **how), tmp_path)
+    for name in ("damaged.txt", "damaged_validation.txt"):
+        listed = (tmp_path / name).read_text().splitlines()
+        ids = sorted(line.split("\t")[0] for line in listed)
+        assert ids == ["plain/0.png", "rough/0.png"]
+    assert "2 damaged images were skipped" in caplog.text
 
 
 @pytest.mark.parametrize(

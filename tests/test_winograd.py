@@ -116,7 +116,7 @@ def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
         lambda x: layers.convolve(x, kernel, 1, size // 2), compiler_options=SHIPPED
     )
     expected = np.asarray(convolve(x))
-    for batch in (2, 7, 33):
+    for batch in (2, 33):
         np.testing.assert_array_equal(convolve(x[-batch:]), expected[-batch:])
 
 
