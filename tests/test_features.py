@@ -15,6 +15,7 @@ from PIL import Image
 from experiments import features as experiment
 from nstvis import images, models
 from nstvis.runs import config as configs
+from nstvis.runs import workdir as workdirs
 from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import canvas, features, starts
 from nstvis.units import atlas, scan_file, table, unit_names
@@ -407,10 +408,8 @@ def test_pictures_start_from_patches_or_have_the_magnitudes_of_images(
 
 @pytest.mark.slow
 def test_finished_it_says_so(whole, network):
-    arguments = [*QUICK, f"--config.model={network}", "--config.units=conv2:*"]
-    done = launcher.launch("--experiment=features", *arguments, f"--workdir={whole}")
-    assert done.returncode == 0, done.stderr
-    assert f"finished already: {whole / 'features.csv'}" in done.stderr
+    results = workdirs.claim(whole, "features", config(network))
+    assert results == [whole / "features.csv", whole / "conv2.png"]
 
 
 def atlas_of(network, folder, maxima):

@@ -138,24 +138,26 @@ def test_resnet18_is_pytorchs(torch, twin):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", attribution.RULES)
-def test_attributions_of_resnet18_are_pytorchs(torch, twin, rule):
+def test_attributions_of_resnet18_are_pytorchs(torch, twin):
     network, forward, params = twin
     images, units = noise(2, 48, 48, 3), np.array([3, 77])
     where = {
         layer: np.array([place, place])
         for layer, place in {"layer2_1": (3, 4), "layer3_1_pre": (1, 0)}.items()
     }
-    ruled = attribution.ruled(forward, rule)
+    ruled = {rule: attribution.ruled(forward, rule) for rule in attribution.RULES}
 
     @jax.jit
     def attributions(params, images, where):
         return {
-            layer: attribution.attribute(ruled, params, layer, images, units, places)
-            for layer, places in where.items()
+            (rule, layer): attribution.attribute(
+                ruled[rule], params, layer, images, units, where[layer]
+            )
+            for rule in ruled
+            for layer in where
         }
 
-    for layer, (found, scores) in attributions(params, images, where).items():
+    for (rule, layer), found in attributions(params, images, where).items():
         places = where[layer]
         x = to_torch(torch, images)
         maps = network(x, relu_of(torch, rule))[layer]
@@ -164,7 +166,8 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin, rule):
         expected = x.grad.permute(0, 2, 3, 1).numpy() / (255 * STD)
         largest = np.abs(expected).max()
         assert largest > 0
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest)
+        pixels, scores = found
+        np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-4 * largest)
         np.testing.assert_allclose(scores, theirs.detach(), rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments import reconstruct as experiment
 from nstvis import images, models
+from nstvis.runs import workdir as workdirs
 from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Interrupted
 from nstvis.synthesis import reconstruct
@@ -186,11 +187,8 @@ def test_interrupted_it_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 def test_finished_it_says_so(folder, whole):
-    done = launcher.launch(
-        "--experiment=reconstruct", *arguments(folder), f"--workdir={whole}"
-    )
-    assert done.returncode == 0
-    assert f"finished already: {whole / 'reconstruct.png'}" in done.stderr
+    results = workdirs.claim(whole, "reconstruct", config(folder))
+    assert results[0] == whole / "reconstruct.png"
 
 
 @pytest.mark.slow

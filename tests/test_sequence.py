@@ -405,8 +405,6 @@ def test_the_launcher_leaves_frames_and_an_animation(uninterrupted, video, netwo
     assert steps(workdir) == [*range(1, 2 * 12 + 2 * 6 + 1)]
     assert "frame 3 of 3 J=" in output
     assert output.count(": J = ") == 2  # not for each frame
-    again = launcher.launch(*command(video, network, f"--workdir={workdir}"))
-    assert "finished already" in again.stderr
 
 
 @pytest.mark.slow
@@ -437,13 +435,9 @@ def test_killed_and_stopped_a_sequence_ends_bit_identical(
     assert not list(workdir.glob("**/*.partial"))
 
 
-@pytest.mark.slow
-def test_the_launcher_refuses_in_one_line(video, network, tmp_path):
-    done = launcher.launch(
-        *command(video, network, f"--workdir={tmp_path / 'run'}"),
-        f"--config.content={video / 'frames/9.png'}",
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "single picture: a sequence takes a folder" in done.stderr
+def test_a_picture_is_no_sequence(video, network, tmp_path):
+    one = {"content": str(video / "frames/9.png"), "sequence": True}
+    chosen = experiment.Config(**vars(quick(network)) | one)
+    with pytest.raises(ValueError, match="single picture: a sequence takes a folder"):
+        config.check(chosen)
+        experiment.run(chosen, tmp_path)

@@ -178,7 +178,6 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.slow
 @pytest.fixture
 def settings(files):
     """Builds settings of a run of two steps, and others."""
