@@ -28,7 +28,7 @@ from nstvis.synthesis.style_settings import layer_weights
 KEY = jax.random.key(0)
 # Content and style layers; the height and width of an odd picture; the side of its blocks.
 NETWORKS = {
-    "vgg_small": ("conv3_2", "conv1_1,conv2_1,conv3_1,conv4_1", (181, 100), 64),
+    "vgg_small": ("conv3_2", "conv1_1,conv4_1", (181, 100), 64),
     "alexnet_small": ("conv3", "conv1,conv2,conv3,conv4,conv5", (250, 60), 64),
     "alexnet": ("conv3", "conv1,conv2,conv3,conv4,conv5", (400, 64), 128),
     # Only what sees far, as random filters hardly look as far as that.

@@ -24,6 +24,7 @@ those of `random` are drawn by the scheme of He et al. for a module, and by `ini
 in its one way. Training takes modules only.
 """
 
+import functools
 import hashlib
 import inspect
 import logging
@@ -64,10 +65,18 @@ def layers(name: str) -> list[str]:
         ValueError: No such network.
         FileNotFoundError: No such file.
     """
+    return list((_layers_once if name in names() else _layers)(name))
+
+
+def _layers(name: str) -> tuple[str, ...]:
     module = _find(name)
     if _is_plain(module):
-        return list(_shapes(module.forward, module.init(seed=0), 224))
-    return list(_shapes(*functional(_abstract(module, "max", None, {})), 224))
+        return tuple(_shapes(module.forward, module.init(seed=0), 224))
+    return tuple(_shapes(*functional(_abstract(module, "max", None, {})), 224))
+
+
+# Of a file of one's own, which may change, they are read again. Tracing takes a second.
+_layers_once = functools.cache(_layers)
 
 
 def load(
