@@ -513,6 +513,7 @@ def test_a_style_is_transferred(network):
         weights=path,
         content_layers=layer,
         style_layers=f"conv1,{layer}",
+        style_loss="gram",
         size=64,
         scales=1,
         steps=2,
