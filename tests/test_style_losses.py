@@ -1,6 +1,7 @@
 """Style losses against NumPy and SciPy in float64, their gradients, and their balance."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,20 @@ def made(name, styles, shares=ONE):
     return loss, lambda canvas, key: loss(statistics(canvas), key)
 
 
+@functools.cache
+def compiled(name):
+    """Returns a function from canvas, styles and shares to the balanced loss."""
+
+    @jax.jit
+    def compiled(canvas, styles, shares):
+        loss, value = made(name, styles, shares)
+        return loss.scale * value(canvas, KEY)
+
+    return compiled
+
+
 def balanced(name, canvas, styles, shares=ONE):
-    loss, value = made(name, styles, shares)
-    return loss.scale * value(canvas, KEY)
+    return compiled(name)(canvas, styles, shares)
 
 
 def with_keys(name, canvas, painted, keys):
