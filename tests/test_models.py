@@ -354,6 +354,19 @@ def test_a_network_of_lists_and_norms_is_loaded_too(tmp_path):
     assert float(jnp.abs(forward(params, picture(8, 9))["stem"]).max()) > 0
 
 
+def test_layers_are_traced_once_but_those_of_a_file_whenever_asked(
+    tmp_path, monkeypatch
+):
+    models.layers("alexnet_small").clear()  # which is the caller's
+    path, plain = tmp_path / "mine.py", "def init(seed): return {}\n"
+    for name in ("first", "second"):
+        forward = f"def forward(params, images): return {{{name!r}: images}}\n"
+        path.write_text(plain + forward)
+        assert models.layers(str(path)) == [name]
+    monkeypatch.delattr(models, "_shapes")
+    assert models.layers("alexnet_small")[:2] == ["conv1_pre", "conv1"]
+
+
 def test_a_wrong_name_names_the_nearest():
     for call in (models.layers, models.load):
         with pytest.raises(ValueError, match="did you mean 'alexnet_small'"):
