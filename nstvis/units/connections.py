@@ -20,6 +20,7 @@ been learned: with random weights it is 80 % and 1.5 %, or 83 % and 4.1 %.
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -41,7 +42,11 @@ _TOLERANCE = 1e-4  # of a layer's largest pre-activation
 
 
 def find(
-    target: Target, layers: Mapping[str, Layer], pictures: Images, batch: int
+    target: Target,
+    layers: Mapping[str, Layer],
+    pictures: Images,
+    batch: int,
+    kept: pathlib.Path | None = None,
 ) -> tuple[dict[str, Finding], dict[str, Finding], Panel]:
     """Finds each unit's strongest inputs, and what it is an input of.
 
@@ -52,6 +57,7 @@ def find(
         layers: With the patches that units are shown with in `top`.
         pictures: Where the images are.
         batch: Images in a batch, at most.
+        kept: Folder of sums that an interrupted call leaves for the next.
 
     Returns:
         The inputs, by layer:
@@ -80,7 +86,7 @@ def find(
     network = Network(target, list(layers), batch)
     fed = {name: layers[name] for name in network.fed}
     inputs = {}
-    for name, choice in _choose(network, fed, pictures).items():
+    for name, choice in _choose(network, fed, pictures, kept).items():
         if choice.error > _TOLERANCE:
             logger.warning(
                 "%s has no connections: contributions miss its pre-activation by %.1g",
@@ -88,7 +94,8 @@ def find(
             )
         else:
             inputs[name] = choice
-    tests = _test(network, {name: fed[name] for name in inputs}, inputs, pictures)
+    tested = {name: fed[name] for name in inputs}
+    tests = _test(network, tested, inputs, pictures, kept)
     found = {name: choice.finding() | tests[name] for name, choice in inputs.items()}
     if found:
         logger.info("%s", summary(found))
@@ -142,7 +149,10 @@ class _Choice:
 
 
 def _choose(
-    network: Network, layers: Mapping[str, Layer], pictures: Images
+    network: Network,
+    layers: Mapping[str, Layer],
+    pictures: Images,
+    kept: pathlib.Path | None,
 ) -> dict[str, _Choice]:
     """Chooses each unit's inputs by half of its patches."""
     # Of each unit: contributions, the bias, the total, and the number of patches.
@@ -150,8 +160,9 @@ def _choose(
     for name, layer in layers.items():
         channels = sum(x.shape[-1] for x in network.sums[name].inputs)
         sums[name] = np.zeros((len(layer.mean), channels + 3), np.float32)
+    file = kept and kept / "found_inputs.npz"
     for name, parts in contributions.parts(
-        network, layers, pictures, 0, "finding inputs"
+        network, layers, pictures, 0, "finding inputs", sums, file
     ):
         ones = np.ones(len(parts.units), np.float32)
         rows = np.column_stack([parts.contributions, parts.bias, parts.total, ones])
@@ -183,6 +194,7 @@ def _test(
     layers: Mapping[str, Layer],
     choices: Mapping[str, _Choice],
     pictures: Images,
+    kept: pathlib.Path | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measures by the other half of the patches what units lose without inputs."""
     draws = {name: _draws(choice) for name, choice in choices.items()}
@@ -190,8 +202,9 @@ def _test(
     # chosen inputs, and without those of each draw.
     columns = 2 + 2 * COUNT + _DRAWS
     sums = {name: np.zeros((len(x.total), columns)) for name, x in choices.items()}
+    file = kept and kept / "tested_inputs.npz"
     for name, parts in contributions.parts(
-        network, layers, pictures, 1, "testing inputs"
+        network, layers, pictures, 1, "testing inputs", sums, file
     ):
         channels = choices[name].channels[parts.units]
         single = np.take_along_axis(parts.contributions, np.maximum(channels, 0), 1)
