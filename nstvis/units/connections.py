@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 COUNT = 5  # inputs of either sign
 _DRAWS = 10  # of as many random inputs
+_ROWS = 256  # units whose inputs are chosen at once
 _TOLERANCE = 1e-4  # of a layer's largest pre-activation
 
 
@@ -171,20 +172,28 @@ def _choose(
 
 
 def _chosen(one: Sum, sums: np.ndarray) -> _Choice:
-    """Chooses the strongest inputs by sums over patches, as in `_choose`."""
-    means = sums[:, :-1] / np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
+    """Chooses the strongest inputs by sums over patches, as in `_choose`.
+
+    The sums become means, as copies for thousands of units and inputs were large.
+    """
+    means = sums[:, :-1]
+    means /= np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
     mean, bias, total = means[:, :-2], means[:, -2], means[:, -1]
     error = np.nan_to_num(np.abs(mean.sum(1) + bias - total)).max(initial=0)
     np.nan_to_num(mean, copy=False)
-    both = [highest(mean, COUNT), highest(-mean, COUNT)]
+    parts = [slice(first, first + _ROWS) for first in range(0, len(mean), _ROWS)]
+    (excitatory, gain), (inhibitory, loss) = (
+        map(np.concatenate, zip(*(highest(sign * mean[x], COUNT) for x in parts)))
+        for sign in (1, -1)
+    )
     widths = [x.shape[-1] for x in one.inputs]
     return _Choice(
         layer=np.repeat([x.layer for x in one.inputs], widths),
         unit=np.concatenate([*map(np.arange, widths)]),
-        channels=np.concatenate([channels for channels, _ in both], 1),
-        contribution=np.concatenate([both[0][1], -both[1][1]], 1),
-        bias=bias,
-        total=total,
+        channels=np.concatenate([excitatory, inhibitory], 1),
+        contribution=np.concatenate([gain, -loss], 1),
+        bias=bias.copy(),
+        total=total.copy(),
         error=float(error / max(1e-30, np.nan_to_num(np.abs(total)).max(initial=0))),
     )
 

@@ -201,6 +201,7 @@ def parts(
             where = units[here], layers[name].top.position[units[here], ranks[here]]
             for some_parts in _taken_apart(network, name, values[name], rows, *where):
                 yield name, some_parts
+        del values  # or two batches' were in memory at a time
 
 
 def _taken_apart(
