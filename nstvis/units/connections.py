@@ -180,12 +180,8 @@ def _chosen(one: Sum, sums: np.ndarray) -> _Choice:
     means /= np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
     mean, bias, total = means[:, :-2], means[:, -2], means[:, -1]
     error = np.nan_to_num(np.abs(mean.sum(1) + bias - total)).max(initial=0)
-    np.nan_to_num(mean, copy=False)
-    parts = [slice(first, first + _ROWS) for first in range(0, len(mean), _ROWS)]
-    (excitatory, gain), (inhibitory, loss) = (
-        map(np.concatenate, zip(*(highest(sign * mean[x], COUNT) for x in parts)))
-        for sign in (1, -1)
-    )
+    excitatory, gain = _highest(mean, 1)
+    inhibitory, loss = _highest(mean, -1)
     widths = [x.shape[-1] for x in one.inputs]
     return _Choice(
         layer=np.repeat([x.layer for x in one.inputs], widths),
@@ -196,6 +192,16 @@ def _chosen(one: Sum, sums: np.ndarray) -> _Choice:
         total=total.copy(),
         error=float(error / max(1e-30, np.nan_to_num(np.abs(total)).max(initial=0))),
     )
+
+
+def _highest(mean: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the inputs with the highest or lowest contributions, and how high."""
+    parts = [
+        highest(np.nan_to_num(sign * mean[first : first + _ROWS]), COUNT)
+        for first in range(0, len(mean), _ROWS)
+    ]
+    channels, values = map(np.concatenate, zip(*parts, strict=True))
+    return channels, values
 
 
 def _test(
