@@ -44,7 +44,8 @@ def steps(
 def _keep(path: pathlib.Path, arrays: Mapping[str, np.ndarray], done: int) -> None:
     with files.replacing(path) as file:
         # Any name may be an array's, such as that of a parameter of `savez`.
-        np.savez(file, done=done, **{f"of {name}": x for name, x in arrays.items()})
+        named = {f"of {name}": x for name, x in arrays.items()}
+        np.savez(file, allow_pickle=False, done=done, **named)
 
 
 def _restore(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> int:
