@@ -17,6 +17,7 @@ from nstvis import class_names, models
 from nstvis.units import kept_steps, scan
 from nstvis.units.concepts import Concepts
 from nstvis.units.formulas import (
+    BEAM,
     LEAST,
     TERMS,
     Formula,
@@ -35,8 +36,8 @@ from nstvis.units.responses import Responses
 NO_NAME = "no name"
 # Names with a q-value above this are none.
 SIGNIFICANT = 0.05
-# Units that are named at once.
-_BLOCK = 64
+# Units that are named at once, at most, and bytes, about, that the search takes for them.
+_BLOCK, _MEMORY = 64, 80_000_000
 
 
 def of_logits(target: scan.Target) -> dict[str, Finding]:
@@ -83,14 +84,17 @@ def find(
     choosing, testing = (
         half_of(concepts.present, np.sort(part)) for part in np.array_split(order, 2)
     )
+    # What `choose` has of a unit: arrays of images, and of ways to add a concept.
+    of_unit = 4 * BEAM * (3 * len(choosing.rows) + 48 * len(concepts.names))
+    size = max(1, min(_BLOCK, _MEMORY // of_unit))
     found = {}
     for number, (layer, score) in enumerate(responses.score.items()):
         units = score.shape[1]
         named = _Named.none(units, len(concepts.names))
-        file, count = kept and kept / f"names-{number}.npz", -(-units // _BLOCK)
+        file, count = kept and kept / f"names-{number}.npz", -(-units // size)
         text = f"names of {layer}"
         for step in kept_steps.steps(file, named._asdict(), count, text):
-            block = slice(step * _BLOCK, (step + 1) * _BLOCK)
+            block = slice(step * size, (step + 1) * size)
             formulas = choose(midranks(score[choosing.rows, block]), choosing)
             tested = _test(formulas, midranks(score[testing.rows, block]), testing)
             for array, part in zip(named, tested, strict=True):
