@@ -31,7 +31,7 @@ from nstvis.units.formulas import (
     text,
 )
 from nstvis.units.measurements import Finding
-from nstvis.units.responses import Responses
+from nstvis.units.responses import Responses, columns
 
 NO_NAME = "no name"
 # Names with a q-value above this are none.
@@ -95,8 +95,9 @@ def find(
         text = f"names of {layer}"
         for step in kept_steps.steps(file, named._asdict(), count, text):
             block = slice(step * size, (step + 1) * size)
-            formulas = choose(midranks(score[choosing.rows, block]), choosing)
-            tested = _test(formulas, midranks(score[testing.rows, block]), testing)
+            known = columns(score, block)
+            formulas = choose(midranks(known[choosing.rows]), choosing)
+            tested = _test(formulas, midranks(known[testing.rows]), testing)
             for array, part in zip(named, tested, strict=True):
                 array[block] = part
         found[layer] = _finding(named, concepts.names)
