@@ -27,7 +27,7 @@ from nstvis.units.scan import Target
 logger = logging.getLogger(__name__)
 
 # Bytes, at most, of all layers for a batch of images, and of one layer's Jacobians.
-_ACTIVATIONS, _JACOBIANS = 128_000_000, 64_000_000
+_ACTIVATIONS, _JACOBIANS = 64_000_000, 64_000_000
 _MOST_JACOBIANS = 16
 
 
