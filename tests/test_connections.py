@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import tracemalloc
 import types
 from typing import Any
 
@@ -305,8 +306,28 @@ def test_a_kernel_is_where_its_array_has_weights():
     np.testing.assert_array_equal(first, weights[1:4, 2:5, 0])
     np.testing.assert_array_equal(second, [[0, 0, 0], [0, 7, 0], [0, 0, 0]])
     assert none is None and dense == [[5]]
+    assert first.base is second.base is None  # nothing else is kept
     assert kernels.square(np.zeros((4, 4, 2))).shape == (1, 1, 2)
     assert kernels.square(np.ones((2, 3, 1))).shape == (3, 3, 1)
+
+
+def test_inputs_are_chosen_without_copies_of_all_contributions():
+    units, channels = 3000, 1000
+    sums = np.random.default_rng(0).normal(size=(units, channels + 3))
+    sums = sums.astype(np.float32)
+    sums[:, -1] = 1
+    mean = sums[:, :channels].copy()
+    one: Any = types.SimpleNamespace(inputs=[types.SimpleNamespace(layer="x")])
+    one.inputs[0].shape = (channels,)
+    tracemalloc.start()
+    try:
+        choice = connections._chosen(one, sums)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 0.1 * sums.nbytes and peak < 0.5 * sums.nbytes
+    ordered = np.argsort(-mean, 1)[:, : connections.COUNT]
+    np.testing.assert_array_equal(choice.channels[:, : connections.COUNT], ordered)
 
 
 def test_a_unit_that_is_never_active_has_no_inputs():

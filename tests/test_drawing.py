@@ -63,8 +63,12 @@ def forward(params, images):
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory):
+    return scan_in(tmp_path_factory.mktemp("scan"))
+
+
+def scan_in(folder):
     """A folder with a scan, and what was scanned."""
-    rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("scan")
+    rng = np.random.default_rng(1)
     side = (SIZE - 5) // 2 + 1
     params = {
         "conv": jnp.asarray(rng.normal(size=(5, 5, 3, 20)) / 255, jnp.float32),
@@ -166,7 +170,7 @@ def test_each_image_that_is_shown_is_read_once_and_no_other(whole):
         assert found.examples[index] == (f"noise/{index}", index % CLASSES)
 
 
-class _Killed(BaseException):
+class Killed(BaseException):
     """Nothing cleans up after a kill; here, too, that is not counted on."""
 
 
@@ -181,12 +185,12 @@ def test_wherever_it_is_killed_it_ends_the_same(scanned, whole, tmp_path, monkey
         written[pathlib.Path(target).name] += 1
         allowed[0] -= 1
         if not allowed[0] or pathlib.Path(target).name in last[:1]:
-            raise _Killed
+            raise Killed
 
     monkeypatch.setattr(os, "replace", killing)
     for kill in itertools.count():
         allowed[0] = 4**kill
-        with contextlib.suppress(_Killed):
+        with contextlib.suppress(Killed):
             draw(scanned, tmp_path)
             break
         read.update(scanned[1].sources[0].reads)

@@ -1,14 +1,23 @@
 """A survey's explanations are in the atlas and its table, and each is found once."""
 
+import collections
+import contextlib
 import dataclasses
 import itertools
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import test_drawing
-from test_drawing import IMAGES, LAYERS, contents, draw
+from test_drawing import IMAGES, LAYERS, Killed, contents, draw
 
-from nstvis.units import samples, table
+from nstvis.units import kept_steps, names, samples, table
 from nstvis.units.atlas import Atlas
 from nstvis.units.explanations import Explanations
 
@@ -106,6 +115,81 @@ def test_interrupted_after_any_part_it_ends_the_same(
     draw(scanned, tmp_path, SETTINGS)
     assert calls == [*itertools.chain.from_iterable((x, x) for x in PARTS)]
     assert contents(tmp_path) == contents(whole)
+
+
+def test_killed_within_any_part_it_goes_on_there(scanned, whole, tmp_path, monkeypatch):
+    """Killed after the first step of each loop that keeps its steps, none is repeated."""
+    killing = {
+        *("found_inputs.npz", "tested_inputs.npz", "measured.npz", "names-0.npz"),
+        *("names-1.npz", "samples-1-0.webp", "samples-1-1.webp", "maps-0.npz", "shown"),
+    }
+    replace, written = os.replace, collections.Counter()
+
+    def replacing(source, target):
+        replace(source, target)
+        path = pathlib.Path(target)
+        name = path.name
+        if path.parent.name == "pictures":
+            shown = (tmp_path / "atlas.partial/work/samples.npz").exists()
+            name = "shown" if shown else "drawn"
+        elif path.suffix == ".npz" and path.parent.name == "work":
+            written[name, int(np.load(path).get("done", 0))] += 1
+        elif path.suffix == ".webp":
+            written[name] += 1
+        if name in killing:
+            killing.remove(name)
+            raise Killed
+
+    monkeypatch.setattr(kept_steps, "_PAUSE", 0)
+    monkeypatch.setattr(names, "_BLOCK", 16)
+    monkeypatch.setattr(os, "replace", replacing)
+    starts = len(killing) + 1
+    for _ in range(starts):
+        with contextlib.suppress(Killed):
+            draw(scanned, tmp_path, SETTINGS)
+    assert not killing
+    assert {*written.values()} == {1}
+    assert contents(tmp_path) == contents(whole)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import test_drawing, test_explanations
+from nstvis.units import kept_steps
+
+def killing(source, target, replace=os.replace):
+    replace(source, target)
+    if pathlib.Path(target).name == "tested_inputs.npz":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+workdir, scan = map(pathlib.Path, sys.argv[1:])
+scanned = test_drawing.scan_in(scan)
+kept_steps._PAUSE, os.replace = 0, killing
+test_drawing.draw(scanned, workdir, test_explanations.SETTINGS)
+"""
+
+
+@pytest.mark.slow
+def test_after_a_kill_within_a_part_the_rest_of_it_is_found(
+    scanned, whole, tmp_path, caplog
+):
+    workdir, scan = tmp_path / "run", tmp_path / "scan"
+    for folder in (workdir, scan):
+        folder.mkdir()
+    shutil.copy(scanned[0] / "scan.npz", workdir)
+    tests = pathlib.Path(__file__).parent
+    paths = os.pathsep.join(map(str, (tests, tests.parent)))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, workdir, scan],
+        env=os.environ | {"PYTHONPATH": paths},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    with caplog.at_level(logging.INFO):
+        draw(scanned, workdir, SETTINGS)
+    assert "resuming after step 1 of" in caplog.text
+    assert "testing inputs" in caplog.text and "finding inputs" not in caplog.text
+    assert contents(workdir) == contents(whole)
 
 
 def test_units_are_named_by_tags_of_one_s_own(scanned, tmp_path):

@@ -1,6 +1,9 @@
 """Responses are every image's highest activations, however the pass was interrupted."""
 
 import io
+import json
+import pathlib
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,3 +113,32 @@ def test_interrupted_or_damaged_it_ends_the_same(tmp_path, monkeypatch):
         responses.load(tmp_path)
     responses.measure(target(SOURCES), 100, BATCH, 0, tmp_path)
     assert path.read_bytes() == whole
+
+
+def _mapped():
+    """Bytes of files that are this process's memory."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssFile:")[2].split()[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux tells the memory")
+def test_what_is_read_of_a_file_is_not_in_memory(tmp_path):
+    images, units = 4000, 4000
+    about = {"layers": {"a": 100, "b": units - 100}}
+    kind = responses._record(about["layers"])
+    records = np.zeros(images, kind)
+    records["score"] = np.arange(units)
+    records["index"] = np.arange(images)
+    folder = tmp_path / responses.FOLDER
+    folder.mkdir()
+    records.tofile(folder / "responses.bin")
+    known = {"about": about, "seen": images, "rows": images}
+    known["checksum"] = responses._checksum(folder / "responses.bin", known)
+    (folder / "responses.json").write_text(json.dumps(known))
+    before = _mapped()
+    found = responses.load(tmp_path)
+    column = responses.columns(found.score["b"], slice(7, 9))
+    assert (column == [107, 108]).all() and len(column) == images
+    assert (found.index == np.arange(images)).all()
+    assert _mapped() - before < 0.1 * records.nbytes
+    assert found.score["b"].sum() and _mapped() - before > 0.5 * records.nbytes

@@ -4,6 +4,7 @@ An atlas shows them over the images: the panel `maps`, and the finding `maps`, w
 where in the image a map lies.
 """
 
+import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from nstvis import devices
 from nstvis.models import Forward, Params
-from nstvis.runs.progress import track
+from nstvis.units import kept_steps
 from nstvis.units.measurements import Finding, Layer
 from nstvis.units.patches import Images
 from nstvis.units.receptive_fields import Fields
@@ -25,6 +26,7 @@ def project(
     layer: Layer,
     pictures: Images,
     batch: int,
+    kept: pathlib.Path | None = None,
 ) -> Iterator[np.ndarray]:
     """Computes a layer's units' maps of their top-activating patches' images.
 
@@ -35,6 +37,7 @@ def project(
         layer: With the patches that are wanted in `top`.
         pictures: Where the images are.
         batch: Images in a batch.
+        kept: File of maps that an interrupted call leaves for the next.
 
     Yields:
         Each unit's maps, in order, uint8 `[k, side, side, 3]`: from 0 at activations up
@@ -49,19 +52,22 @@ def project(
     )
     units, ranks = np.nonzero(layer.top.image >= 0)
     images = layer.top.image[units, ranks]
-    distinct, maps = np.unique(images), None
+    if not len(distinct := np.unique(images)):
+        return
+    pixels = jax.ShapeDtypeStruct((1, pictures.size, pictures.size, 3), np.uint8)
+    side = jax.eval_shape(compute, params, pixels).shape[1:3]
+    maps = np.zeros((*layer.top.image.shape, *side), np.float32)
     # Each image once, for all units that it is among the top of.
-    starts = range(0, len(distinct), batch)
-    for start in track(starts, len(starts), f"maps of {name}"):
+    count = -(-len(distinct) // batch)
+    for step in kept_steps.steps(kept, {"maps": maps}, count, f"maps of {name}"):
+        start = step * batch
         # The last batch repeats its last image: one program takes one shape.
         some = distinct[np.minimum(np.arange(start, start + batch), len(distinct) - 1)]
         found = np.asarray(compute(params, np.stack([pictures[i] for i in some])))
-        if maps is None:
-            maps = np.zeros((*layer.top.image.shape, *found.shape[1:3]), np.float32)
         here = np.flatnonzero((images >= some[0]) & (images <= some[-1]))
         rows = np.searchsorted(some, images[here])
         maps[units[here], ranks[here]] = found[rows, :, :, units[here]]
-    for scores, of_unit in zip(layer.top.score, [] if maps is None else maps):
+    for scores, of_unit in zip(layer.top.score, maps, strict=True):
         share = np.clip(of_unit / max(float(scores.max()), 1e-30), 0, 1)
         yield np.repeat(np.rint(255 * share).astype(np.uint8)[..., None], 3, -1)
 

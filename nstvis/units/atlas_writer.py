@@ -84,26 +84,40 @@ class Draft:
         panels.setdefault(title, {})[str(layer)] = entry
         atlas_json.write_panels(self.folder, panels)
 
+    def has_panel(self, title: str, layer: int) -> bool:
+        """Whether a panel of a layer is shown already."""
+        return str(layer) in atlas_json.read_panels(self.folder).get(title, {})
+
+    def written(self, title: str, layer: int) -> int:
+        """Returns how many of the first files of a panel of a layer there are."""
+        paths = (self.sprite(layer, chunk, title) for chunk in itertools.count())
+        return next(n for n, path in enumerate(paths) if not path.exists())
+
     def write_panel(
-        self, title: str, layer: int, pictures: Iterator[np.ndarray]
+        self,
+        title: str,
+        layer: int,
+        grid: Grid,
+        pictures: Iterator[np.ndarray],
+        first: int = 0,
     ) -> None:
         """Writes and shows a panel of a layer, a file at a time.
 
         Args:
             title: Of the panel.
             layer: The number of the layer.
+            grid: How its pictures lie in their files.
             pictures: Of each of its units, in order, uint8 `[k, side, side, 3]`; of none
                 if there is nothing to show.
+            first: How many units' pictures have been written; these are of the rest.
         """
-        if (first := next(pictures, None)) is None:
-            return
-        grid = Grid.of(*first.shape[:2])
-        pictures, units = itertools.chain([first], pictures), 0
+        units = first
         while cells := [*itertools.islice(pictures, grid.rows)]:
             path = self.sprite(layer, grid.chunk(units), title)
             sprites.write(path, np.stack(cells), grid)
             units += len(cells)
-        self.list_panel(title, layer, grid, units)
+        if units:
+            self.list_panel(title, layer, grid, units)
 
     def publish(self, table: Table, grids: Mapping[str, Grid]) -> None:
         """Writes the rest, and puts the atlas in place of an earlier one.

@@ -15,7 +15,7 @@ import numpy as np
 from nstvis import class_names
 from nstvis.data import Source
 from nstvis.runs import files
-from nstvis.runs.progress import track
+from nstvis.units import kept_steps
 from nstvis.units.patches import Images
 from nstvis.units.responses import Responses
 
@@ -38,7 +38,11 @@ class Concepts:
 
 
 def known(
-    responses: Responses, sources: Sequence[Source], size: int, file: str = ""
+    responses: Responses,
+    sources: Sequence[Source],
+    size: int,
+    file: str = "",
+    kept: pathlib.Path | None = None,
 ) -> Concepts:
     """Returns the concepts of those images that units have been measured for.
 
@@ -47,13 +51,14 @@ def known(
         sources: The data sets, in a row, that they are of.
         size: Side of the images as the network sees them, in pixels.
         file: A file of the user's own concepts, which replace all others; see `read`.
+        kept: File of measurements that an interrupted call leaves for the next.
 
     Raises:
         Interrupted: By a signal.
         ValueError: The file names none of the images, or an image is damaged.
         OSError: The file cannot be read.
     """
-    pictures = Images(sources, size)
+    pictures = Images(sources, size, memory=0)  # each is asked for once
     if file:
         ids = [pictures.id(int(index)) for index in responses.index]
         return read(pathlib.Path(file), ids)
@@ -63,7 +68,7 @@ def known(
             _classes(responses.label, sources[0].classes), responses.index, strict=True
         )
     ]
-    found, measured = of_tags(tags), _measured(responses.index, pictures)
+    found, measured = of_tags(tags), _measured(responses.index, pictures, kept)
     return _distinct(
         [*found.names, *measured.names], np.hstack([found.present, measured.present])
     )
@@ -144,16 +149,21 @@ def _classes(labels: np.ndarray, classes: Sequence[str]) -> list[list[str]]:
     return [names[label] if label >= 0 else [] for label in labels]
 
 
-def _measured(indices: np.ndarray, pictures: Images) -> Concepts:
+def _measured(
+    indices: np.ndarray, pictures: Images, kept: pathlib.Path | None
+) -> Concepts:
     """Returns the concepts that are measured: quarters of the images, for the most part."""
-    rows: list[dict[str, float]] = []
-    chunks = np.array_split(indices, -(-len(indices) // 128))
+    names = [*measure(np.zeros((2, 2, 3), np.uint8))]
+    rows = np.zeros((len(indices), len(names)))
+    chunks = np.array_split(np.arange(len(indices)), -(-len(indices) // 128))
+    count = len(chunks)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for chunk in track(chunks, len(chunks), "images measured"):
-            rows += pool.map(lambda index: measure(pictures[index]), chunk)
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        for step in kept_steps.steps(kept, {"rows": rows}, count, "images measured"):
+            chunk = chunks[step]
+            found = pool.map(lambda index: measure(pictures[index]), indices[chunk])
+            rows[chunk] = [[*row.values()] for row in found]
     present = {}
-    for name, values in columns.items():
+    for name, values in zip(names, rows.T, strict=True):
         low, _, high = name.partition("|")
         first, third = np.quantile(values, (0.25, 0.75))
         if high:

@@ -20,6 +20,7 @@ been learned: with random weights it is 80 % and 1.5 %, or 83 % and 4.1 %.
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -37,11 +38,16 @@ logger = logging.getLogger(__name__)
 
 COUNT = 5  # inputs of either sign
 _DRAWS = 10  # of as many random inputs
+_ROWS = 256  # units whose inputs are chosen at once
 _TOLERANCE = 1e-4  # of a layer's largest pre-activation
 
 
 def find(
-    target: Target, layers: Mapping[str, Layer], pictures: Images, batch: int
+    target: Target,
+    layers: Mapping[str, Layer],
+    pictures: Images,
+    batch: int,
+    kept: pathlib.Path | None = None,
 ) -> tuple[dict[str, Finding], dict[str, Finding], Panel]:
     """Finds each unit's strongest inputs, and what it is an input of.
 
@@ -52,6 +58,7 @@ def find(
         layers: With the patches that units are shown with in `top`.
         pictures: Where the images are.
         batch: Images in a batch, at most.
+        kept: Folder of sums that an interrupted call leaves for the next.
 
     Returns:
         The inputs, by layer:
@@ -80,7 +87,7 @@ def find(
     network = Network(target, list(layers), batch)
     fed = {name: layers[name] for name in network.fed}
     inputs = {}
-    for name, choice in _choose(network, fed, pictures).items():
+    for name, choice in _choose(network, fed, pictures, kept).items():
         if choice.error > _TOLERANCE:
             logger.warning(
                 "%s has no connections: contributions miss its pre-activation by %.1g",
@@ -88,7 +95,8 @@ def find(
             )
         else:
             inputs[name] = choice
-    tests = _test(network, {name: fed[name] for name in inputs}, inputs, pictures)
+    tested = {name: fed[name] for name in inputs}
+    tests = _test(network, tested, inputs, pictures, kept)
     found = {name: choice.finding() | tests[name] for name, choice in inputs.items()}
     if found:
         logger.info("%s", summary(found))
@@ -142,7 +150,10 @@ class _Choice:
 
 
 def _choose(
-    network: Network, layers: Mapping[str, Layer], pictures: Images
+    network: Network,
+    layers: Mapping[str, Layer],
+    pictures: Images,
+    kept: pathlib.Path | None,
 ) -> dict[str, _Choice]:
     """Chooses each unit's inputs by half of its patches."""
     # Of each unit: contributions, the bias, the total, and the number of patches.
@@ -150,8 +161,9 @@ def _choose(
     for name, layer in layers.items():
         channels = sum(x.shape[-1] for x in network.sums[name].inputs)
         sums[name] = np.zeros((len(layer.mean), channels + 3), np.float32)
+    file = kept and kept / "found_inputs.npz"
     for name, parts in contributions.parts(
-        network, layers, pictures, 0, "finding inputs"
+        network, layers, pictures, 0, "finding inputs", sums, file
     ):
         ones = np.ones(len(parts.units), np.float32)
         rows = np.column_stack([parts.contributions, parts.bias, parts.total, ones])
@@ -160,22 +172,36 @@ def _choose(
 
 
 def _chosen(one: Sum, sums: np.ndarray) -> _Choice:
-    """Chooses the strongest inputs by sums over patches, as in `_choose`."""
-    means = sums[:, :-1] / np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
+    """Chooses the strongest inputs by sums over patches, as in `_choose`.
+
+    The sums become means, as copies for thousands of units and inputs were large.
+    """
+    means = sums[:, :-1]
+    means /= np.where(sums[:, -1:] > 0, sums[:, -1:], np.nan)
     mean, bias, total = means[:, :-2], means[:, -2], means[:, -1]
     error = np.nan_to_num(np.abs(mean.sum(1) + bias - total)).max(initial=0)
-    np.nan_to_num(mean, copy=False)
-    both = [highest(mean, COUNT), highest(-mean, COUNT)]
+    excitatory, gain = _highest(mean, 1)
+    inhibitory, loss = _highest(mean, -1)
     widths = [x.shape[-1] for x in one.inputs]
     return _Choice(
         layer=np.repeat([x.layer for x in one.inputs], widths),
         unit=np.concatenate([*map(np.arange, widths)]),
-        channels=np.concatenate([channels for channels, _ in both], 1),
-        contribution=np.concatenate([both[0][1], -both[1][1]], 1),
-        bias=bias,
-        total=total,
+        channels=np.concatenate([excitatory, inhibitory], 1),
+        contribution=np.concatenate([gain, -loss], 1),
+        bias=bias.copy(),
+        total=total.copy(),
         error=float(error / max(1e-30, np.nan_to_num(np.abs(total)).max(initial=0))),
     )
+
+
+def _highest(mean: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the inputs with the highest or lowest contributions, and how high."""
+    parts = [
+        highest(np.nan_to_num(sign * mean[first : first + _ROWS]), COUNT)
+        for first in range(0, len(mean), _ROWS)
+    ]
+    channels, values = map(np.concatenate, zip(*parts, strict=True))
+    return channels, values
 
 
 def _test(
@@ -183,6 +209,7 @@ def _test(
     layers: Mapping[str, Layer],
     choices: Mapping[str, _Choice],
     pictures: Images,
+    kept: pathlib.Path | None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measures by the other half of the patches what units lose without inputs."""
     draws = {name: _draws(choice) for name, choice in choices.items()}
@@ -190,8 +217,9 @@ def _test(
     # chosen inputs, and without those of each draw.
     columns = 2 + 2 * COUNT + _DRAWS
     sums = {name: np.zeros((len(x.total), columns)) for name, x in choices.items()}
+    file = kept and kept / "tested_inputs.npz"
     for name, parts in contributions.parts(
-        network, layers, pictures, 1, "testing inputs"
+        network, layers, pictures, 1, "testing inputs", sums, file
     ):
         channels = choices[name].channels[parts.units]
         single = np.take_along_axis(parts.contributions, np.maximum(channels, 0), 1)

@@ -7,6 +7,7 @@ layer is an affine function of them) times its activations.
 
 import functools
 import logging
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax import Array
 
 from nstvis import devices
 from nstvis.models import Params
-from nstvis.runs.progress import track
+from nstvis.units import kept_steps
 from nstvis.units.affine import Program, Sum
 from nstvis.units.measurements import Layer
 from nstvis.units.patches import Images
@@ -26,7 +27,7 @@ from nstvis.units.scan import Target
 logger = logging.getLogger(__name__)
 
 # Bytes, at most, of all layers for a batch of images, and of one layer's Jacobians.
-_ACTIVATIONS, _JACOBIANS = 128_000_000, 64_000_000
+_ACTIVATIONS, _JACOBIANS = 64_000_000, 64_000_000
 _MOST_JACOBIANS = 16
 
 
@@ -167,6 +168,8 @@ def parts(
     pictures: Images,
     remainder: int,
     text: str,
+    sums: Mapping[str, np.ndarray],
+    kept: pathlib.Path | None,
 ) -> Iterator[tuple[str, Parts]]:
     """Yields what pre-activations consist of, at every second patch of each unit.
 
@@ -176,6 +179,8 @@ def parts(
         pictures: Where the images are.
         remainder: 0 for the patches of rank 1, 3 and so on, 1 for the others.
         text: What is shown meanwhile.
+        sums: What the caller adds them to, before the next is asked for.
+        kept: File of the sums that an interrupted call leaves for the next.
     """
     claims = {}
     for name, layer in layers.items():
@@ -186,9 +191,9 @@ def parts(
         order = np.argsort(top.image[units, ranks], kind="stable")
         claims[name] = units[order], ranks[order], top.image[units, ranks][order]
     images = np.unique(np.concatenate([x[2] for x in claims.values()] or [[]]))
-    starts = range(0, len(images), network.batch)
-    for start in track(starts, len(starts), text):
-        some = images[start : start + network.batch]
+    count = -(-len(images) // network.batch)
+    for step in kept_steps.steps(kept, sums, count, text):
+        some = images[step * network.batch :][: network.batch]
         values = network.activations([pictures[i] for i in some])
         for name, (units, ranks, image) in claims.items():
             here = slice(*np.searchsorted(image, [some[0], some[-1] + 1]))
@@ -196,6 +201,7 @@ def parts(
             where = units[here], layers[name].top.position[units[here], ranks[here]]
             for some_parts in _taken_apart(network, name, values[name], rows, *where):
                 yield name, some_parts
+        del values  # or two batches' were in memory at a time
 
 
 def _taken_apart(

@@ -203,11 +203,7 @@ class Drawing:
 
     def _attributed(self, number: int, name: str, rule: str) -> int:
         """Returns of how many of a layer's first units there are attributions."""
-        chunks = itertools.takewhile(
-            lambda chunk: self._draft.sprite(number, chunk, rule).exists(),
-            range(self._files(name)),
-        )
-        return len([*chunks]) * self.grids[name].rows
+        return self._draft.written(rule, number) * self.grids[name].rows
 
     def _attribute(
         self,

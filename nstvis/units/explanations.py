@@ -2,14 +2,15 @@
 
 Their names, their inputs and outputs, the units most like them, images over their whole
 range, and their activation maps: each a module of its own. Here they are computed one
-after another and kept in the draft, so that an interruption loses one of them at most.
+after another and kept in the draft, the long ones also while they are computed, so that
+an interruption loses less than a minute.
 """
 
 import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -87,8 +88,18 @@ class Explanations:
             self._maps,
         ):
             found |= self._kept(part)
-        self.drawn.show(_images(found["samples"]))  # also after a kill
+        self._show(_images(found["samples"]))
         return found
+
+    def _show(self, images: Sequence[int]) -> None:
+        """Writes those whole images of the samples that are not there yet."""
+        index, label = self._responses.index, self._responses.label
+        labels = dict(zip(index.tolist(), label.tolist(), strict=True))
+        for image in track(images, len(images), "showing images"):
+            # Or an image that is there already would be read for its label.
+            known = self.pictures.id(image), labels[image]
+            self.drawn.examples.setdefault(image, known)
+            self.drawn.show([image])
 
     def _kept(self, part: Callable[[], Findings]) -> Findings:
         """Returns what a part finds, or has found for an earlier process."""
@@ -110,11 +121,13 @@ class Explanations:
 
     def _connections(self) -> Findings:
         inputs, outputs, kernels = connections.find(
-            self.target, self.layers, self.pictures, self.batch
+            self.target, self.layers, self.pictures, self.batch, self.draft.work
         )
         for number, name in enumerate(self.layers):
             if name in kernels:
-                self.draft.write_panel("kernels", number, iter(kernels[name].values()))
+                drawn = kernels[name].values()
+                grid = Grid.of(*next(iter(drawn)).shape[:2])
+                self.draft.write_panel("kernels", number, grid, iter(drawn))
         return {"inputs": inputs, "outputs": outputs}
 
     def _names(self) -> Findings:
@@ -123,8 +136,10 @@ class Explanations:
             self.target.sources,
             self.target.about.size,
             self.concepts,
+            self.draft.work / "measured.npz",
         )
-        return {"name": names.find(self._responses, known, self.seed)}
+        found = names.find(self._responses, known, self.seed, self.draft.work)
+        return {"name": found}
 
     def _samples(self) -> Findings:
         found = {}
@@ -136,12 +151,7 @@ class Explanations:
                 self._responses.position[name],
                 fields,
             )
-            shown = dataclasses.replace(layer, top=sample)
-            count = len(samples.QUANTILES)
-            units = patches.pick(shown, fields, self.pictures, count, False)
-            cells = (cells for _, cells in units)
-            cells = track(cells, len(layer.mean), f"samples of {name}")
-            self.draft.write_panel("samples", number, cells)
+            self._draw_samples(number, name, dataclasses.replace(layer, top=sample))
             found[name] = {
                 "quantile": np.tile(samples.QUANTILES, (len(layer.mean), 1)),
                 "score": sample.score,
@@ -150,6 +160,16 @@ class Explanations:
             }
         return {"samples": found}
 
+    def _draw_samples(self, number: int, name: str, layer: Layer) -> None:
+        """Draws the samples, in `top`, of the units that have none yet."""
+        fields, (units, count) = self.target.fields[name], layer.top.image.shape
+        grid = Grid.of(count, patches.drawn_side(layer, fields))
+        first = min(units, self.draft.written("samples", number) * grid.rows)
+        drawn = patches.pick(layer, fields, self.pictures, count, False, first)
+        cells = (cells for _, cells in drawn)
+        cells = track(cells, units, f"samples of {name}", done=first)
+        self.draft.write_panel("samples", number, grid, cells, first)
+
     def _maps(self) -> Findings:
         found = {}
         for number, (name, layer) in enumerate(self.layers.items()):
@@ -157,21 +177,28 @@ class Explanations:
             if not fields.stride:
                 continue
             try:
-                Grid.of(self.target.about.k, fields.columns)
+                grid = Grid.of(self.target.about.k, fields.columns)
             except ValueError as error:
                 logger.warning("no maps of %s: %s", name, error)
                 continue
-            drawn = activation_maps.project(
-                self.target.forward,
-                self.target.params,
-                name,
-                layer,
-                self.pictures,
-                self.batch,
-            )
-            self.draft.write_panel("maps", number, drawn)
+            if not self.draft.has_panel("maps", number):
+                self._draw_maps(number, name, layer, grid)
             found[name] = activation_maps.extent(layer, fields, fields.columns)
         return {"maps": found}
+
+    def _draw_maps(self, number: int, name: str, layer: Layer, grid: Grid) -> None:
+        network, kept = self.target, self.draft.work / f"maps-{number}.npz"
+        drawn = activation_maps.project(
+            network.forward,
+            network.params,
+            name,
+            layer,
+            self.pictures,
+            self.batch,
+            kept,
+        )
+        self.draft.write_panel("maps", number, grid, drawn)
+        kept.unlink(missing_ok=True)  # the maps of all layers are large
 
 
 def _images(samples: Mapping[str, Finding]) -> list[int]:

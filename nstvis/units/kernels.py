@@ -26,7 +26,8 @@ def cropped(
     kernels: list[np.ndarray] = []
     for x in weights:
         kernels += list(np.moveaxis(square(x), -1, 0))
-    return [kernels[channel] if channel >= 0 else None for channel in channels]
+    # Copies, or each would keep the weights of all channels.
+    return [kernels[channel].copy() if channel >= 0 else None for channel in channels]
 
 
 def square(weights: np.ndarray) -> np.ndarray:

@@ -383,8 +383,10 @@ class Scan:
         return state._replace(by_class=like.by_class)
 
     def gathered(self, state: State) -> State:
-        """Merges the states of all devices of all hosts; in NumPy, on every host."""
-        return gathered(state)._replace(by_class=self._classes.gathered())
+        """Ends the scan: merges the states of all devices; in NumPy, on every host."""
+        found = gathered(state)._replace(by_class=self._classes.gathered())
+        self._prepared, self._classes = None, ClassMaxima(0, 0, 1)
+        return found
 
 
 def gathered(state: State) -> State:

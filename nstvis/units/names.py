@@ -7,17 +7,19 @@ it is measured on the other.
 """
 
 import math
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from nstvis import class_names, models
-from nstvis.runs.progress import track
-from nstvis.units import scan
+from nstvis.units import kept_steps, scan
 from nstvis.units.concepts import Concepts
 from nstvis.units.formulas import (
+    BEAM,
     LEAST,
+    TERMS,
     Formula,
     Half,
     Term,
@@ -29,13 +31,13 @@ from nstvis.units.formulas import (
     text,
 )
 from nstvis.units.measurements import Finding
-from nstvis.units.responses import Responses
+from nstvis.units.responses import Responses, columns
 
 NO_NAME = "no name"
 # Names with a q-value above this are none.
 SIGNIFICANT = 0.05
-# Units that are named at once.
-_BLOCK = 64
+# Units that are named at once, at most, and bytes, about, that the search takes for them.
+_BLOCK, _MEMORY = 64, 80_000_000
 
 
 def of_logits(target: scan.Target) -> dict[str, Finding]:
@@ -53,13 +55,19 @@ def of_logits(target: scan.Target) -> dict[str, Finding]:
     return {layer: {"name": name}} if found else {}
 
 
-def find(responses: Responses, concepts: Concepts, seed: int = 0) -> dict[str, Finding]:
+def find(
+    responses: Responses,
+    concepts: Concepts,
+    seed: int = 0,
+    kept: pathlib.Path | None = None,
+) -> dict[str, Finding]:
     """Names all units.
 
     Args:
         responses: The units' activations for images.
         concepts: What is known of the same images.
         seed: Of the division of the images into halves.
+        kept: Folder of names that an interrupted call leaves for the next.
 
     Returns:
         By layer, the fields `[units]` of the finding: `concept`, the formula, or "no
@@ -76,16 +84,24 @@ def find(responses: Responses, concepts: Concepts, seed: int = 0) -> dict[str, F
     choosing, testing = (
         half_of(concepts.present, np.sort(part)) for part in np.array_split(order, 2)
     )
-    blocks = [
-        (layer, score[:, first : first + _BLOCK])
-        for layer, score in responses.score.items()
-        for first in range(0, score.shape[1], _BLOCK)
-    ]
-    found: dict[str, list[_Named]] = {layer: [] for layer in responses.score}
-    for layer, score in track(blocks, len(blocks), "naming units"):
-        formulas = choose(midranks(score[choosing.rows]), choosing)
-        found[layer].append(_test(formulas, midranks(score[testing.rows]), testing))
-    return {layer: _finding(parts, concepts.names) for layer, parts in found.items()}
+    # What `choose` has of a unit: arrays of images, and of ways to add a concept.
+    of_unit = 4 * BEAM * (3 * len(choosing.rows) + 48 * len(concepts.names))
+    size = max(1, min(_BLOCK, _MEMORY // of_unit))
+    found = {}
+    for number, (layer, score) in enumerate(responses.score.items()):
+        units = score.shape[1]
+        named = _Named.none(units, len(concepts.names))
+        file, count = kept and kept / f"names-{number}.npz", -(-units // size)
+        text = f"names of {layer}"
+        for step in kept_steps.steps(file, named._asdict(), count, text):
+            block = slice(step * size, (step + 1) * size)
+            known = columns(score, block)
+            formulas = choose(midranks(known[choosing.rows]), choosing)
+            tested = _test(formulas, midranks(known[testing.rows]), testing)
+            for array, part in zip(named, tested, strict=True):
+                array[block] = part
+        found[layer] = _finding(named, concepts.names)
+    return found
 
 
 def p_value(ranks: np.ndarray, held: np.ndarray) -> float:
@@ -116,38 +132,50 @@ def q_values(p: np.ndarray) -> np.ndarray:
 class _Named(NamedTuple):
     """Units' formulas, tested."""
 
-    formulas: list[Formula]
+    # Terms, int32 [units, TERMS, 2]; -1 beyond the last one.
+    formulas: np.ndarray
     # float64 [units], NaN and 1 where there is no formula.
     auroc: np.ndarray
     p: np.ndarray
-    # Of each concept, and of NOT each, float64 [units, 2 concepts]; NaN where there are
-    # too few images.
+    # Of each concept, float64 [units, concepts]; NaN where there are too few images.
     single: np.ndarray
+
+    @classmethod
+    def none(cls, units: int, concepts: int) -> Self:
+        """Returns what units have that are not named."""
+        formulas = np.full((units, TERMS, 2), -1, np.int32)
+        single = np.full((units, concepts), np.nan)
+        return cls(formulas, np.full(units, np.nan), np.ones(units), single)
 
 
 def _test(formulas: list[Formula], ranks: np.ndarray, half: Half) -> _Named:
     """Tests units' formulas on the half that they were not chosen on."""
-    units, images = ranks.shape
-    found, p = np.full(units, np.nan), np.ones(units)
+    images = ranks.shape[1]
+    named = _Named.none(len(ranks), len(half.present))
     for unit, formula in enumerate(formulas):
+        named.formulas[unit, : len(formula)] = np.reshape(formula, (-1, 2))
         held = holds(formula, half.present)
         count = held.sum()
         if formula and LEAST <= count <= images - LEAST:
-            found[unit] = auroc(ranks[unit, held].sum(), count, images)
-            p[unit] = p_value(ranks[unit], held)
+            named.auroc[unit] = auroc(ranks[unit, held].sum(), count, images)
+            named.p[unit] = p_value(ranks[unit], held)
     counts = half.present.sum(1)
     fit = np.minimum(counts, images - counts) >= LEAST
     sums = ranks @ half.numbers
-    single = np.where(fit, auroc(sums, np.where(fit, counts, 1), images), np.nan)
-    return _Named(formulas, found, p, np.concatenate([single, 1 - single], 1))
+    found = auroc(sums, np.where(fit, counts, 1), images)
+    named.single[:] = np.where(fit, found, np.nan)
+    return named
 
 
-def _finding(parts: Sequence[_Named], names: Sequence[str]) -> Finding:
-    """Puts a layer's units together, which are what q-values are over."""
-    formulas = [formula for part in parts for formula in part.formulas]
-    found, p = (np.concatenate([getattr(x, y) for x in parts]) for y in ("auroc", "p"))
-    single = np.concatenate([part.single for part in parts])
-    q = q_values(p)
+def _finding(named: _Named, names: Sequence[str]) -> Finding:
+    """Describes a layer's units, which are what q-values are over."""
+    formulas = [
+        tuple(Term(*term) for term in terms if min(term) >= 0)
+        for terms in named.formulas.tolist()
+    ]
+    # Of each concept, and of NOT each.
+    single = np.concatenate([named.single, 1 - named.single], 1)
+    q = q_values(named.p)
     tested = q <= SIGNIFICANT
     constant = int(np.nan_to_num(single.mean(0), nan=-1).argmax())
     operator, concept = divmod(constant, len(names))
@@ -159,7 +187,7 @@ def _finding(parts: Sequence[_Named], names: Sequence[str]) -> Finding:
                 for formula, significant in zip(formulas, tested, strict=True)
             ]
         ),
-        "auroc": found,
+        "auroc": named.auroc,
         "q": q,
         "tested": tested,
         "constant": np.full(len(q), written),

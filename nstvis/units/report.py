@@ -92,6 +92,7 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     logger.info("drawing %d units from %d images", units, len(indices))
     network, note = (target.forward, target.params), draft.work / "verified"
     batch = drawing.fitting(*network, about.size, settings.batch)
+    devices.give_memory_back()  # what was read of the scan, and is not drawn
     verify.verify(*network, about.layers, best, pictures, batch, note)
     drawn = Drawing(draft, target, candidates, pictures)
     layers = drawn.crop()

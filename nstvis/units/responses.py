@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import mmap
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from nstvis.runs.progress import Progress
 from nstvis.units import maxima, scan
 
 FOLDER = "responses"
+_ROWS = 256  # images whose responses are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +126,34 @@ def load(workdir: pathlib.Path) -> Responses:
     borders = np.cumsum([0, *layers.values()])
     parts = {name: slice(*borders[i : i + 2]) for i, name in enumerate(layers)}
     return Responses(
-        index=np.array(records["index"]),
-        label=np.array(records["label"]),
+        index=_read(records["index"], ()),
+        label=_read(records["label"], ()),
         **{
             field: {name: records[field][:, part] for name, part in parts.items()}
             for field in ("score", "position")
         },
     )
+
+
+def columns(array: np.ndarray, units: slice) -> np.ndarray:
+    """Reads some units' scores or positions, of `[images, units]`, into memory."""
+    return _read(array, (units,))
+
+
+def _read(array: np.ndarray, columns: tuple[slice, ...]) -> np.ndarray:
+    """Reads columns of an array, a few rows at a time.
+
+    What is read of a mapped file, and what is around it, is the process's memory until
+    it is given back.
+    """
+    mapped = getattr(array, "_mmap", None)  # of np.memmap
+    result = np.empty_like(array[(slice(None), *columns)], subok=False)
+    for first in range(0, len(array), _ROWS):
+        rows = slice(first, first + _ROWS)
+        result[rows] = array[(rows, *columns)]
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # on Linux
+            mapped.madvise(mmap.MADV_DONTNEED)
+    return result
 
 
 def _record(layers: Mapping[str, int]) -> np.dtype:

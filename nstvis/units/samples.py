@@ -7,6 +7,7 @@ import numpy as np
 
 from nstvis.units.measurements import RankedPatches
 from nstvis.units.receptive_fields import Fields
+from nstvis.units.responses import columns
 
 # Shares of the images that activate a unit less, or as much.
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -29,20 +30,19 @@ def find(
         order is that of the data set, backwards, as the highest activation comes last.
     """
     places = np.floor(np.array(QUANTILES) * (len(index) - 1)).astype(int)
-    rows = np.concatenate(
-        [
-            np.argsort(score[::-1, first : first + _UNITS], axis=0, kind="stable")[
-                places
-            ]
-            for first in range(0, score.shape[1], _UNITS)
-        ],
-        axis=1,
-    ).T
-    rows = len(index) - 1 - rows
+    parts = []
+    for first in range(0, score.shape[1], _UNITS):
+        some = slice(first, first + _UNITS)
+        known = columns(score, some)
+        order = np.argsort(known[::-1], axis=0, kind="stable")
+        rows = len(index) - 1 - order[places]
+        of_rows = (known, columns(position, some))
+        parts.append([rows, *(np.take_along_axis(x, rows, 0) for x in of_rows)])
+    rows, scores, place = (np.concatenate(x, 1).T for x in zip(*parts, strict=True))
     units = np.broadcast_to(np.arange(score.shape[1])[:, None], rows.shape)
-    found = np.stack(np.divmod(position[rows, units], fields.columns), -1)
+    found = np.stack(np.divmod(place, fields.columns), -1)
     return RankedPatches(
-        score=score[rows, units],
+        score=scores,
         image=index[rows].astype(np.int32),
         position=found.astype(np.int32),
         box=fields.boxes(units, found),

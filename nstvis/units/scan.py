@@ -192,6 +192,7 @@ def run(
         progress.interrupted = devices.agreed(progress.interrupted, 0)
     if skipped := len(damaged.ids()):
         logger.warning("%d damaged images were skipped: %s", skipped, damaged.path)
+    devices.give_memory_back()  # what batches took, before another program is compiled
     return _checked(scan.gathered(state), source)
 
 
