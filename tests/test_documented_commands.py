@@ -42,11 +42,10 @@ SMALL = {
     "occlusion": {"size": 32, "stride": 9},
     "preflight": {"steps": 2},
     "scores": {"units": "conv5:1,2", "pairs": 2, "images": 16},
-    "style": {"size": 48, "steps": 2, "scales": 1, "frame_steps": 2},
+    "style": {"size": 48, "steps": 2, "scales": 1, "frame_steps": 1},
     "train": {"size": 32, "growth": "", "batch": 8, "epochs": 1, "workers": 0},
     "units": {"size": 32, "batch": 16, "k": 1, "workers": 0},
 }
-SPLITS = {"split": "train[:16]", "validation": "validation[:8]"}
 # What is given where the command gives nothing.
 PAINTED = {"model": "painter.py", "weights": "random", **small.PAINTED}
 NARROW = {"model": "alexnet_small.py", "weights": "random"}
@@ -54,8 +53,13 @@ GIVEN = {
     "style": PAINTED,
     "evaluate": NARROW,
     "features": NARROW,
-    "train": NARROW | SPLITS,
-    "units": NARROW | {"split": SPLITS["split"]},
+    "train": NARROW,
+    "units": NARROW,
+}
+# Of drawn images; there are few of all others.
+DRAWN = {
+    "train": {"split": "train[:16]", "validation": "validation[:8]"},
+    "units": {"split": "train[:16]"},
 }
 PRESETS = {"imagenet": {"model": "alexnet.py"}}
 LAYERS = {"alexnet_small.py": "conv4,conv5", "alexnet.py": "conv5"}
@@ -88,6 +92,8 @@ def made_small(words):
     typed = {name: STAND_INS.get(value, value) for name, value in typed.items()}
     name = typed["experiment"]
     given = flags(GIVEN.get(name, {}) | PRESETS.get(typed.get("config"), {}))
+    if not typed.keys() & {"config", "config.dataset"}:
+        given |= flags(DRAWN.get(name, {}))
     given |= typed | flags(SMALL.get(name, {}))
     if name == "units":
         given |= flags({"layers": LAYERS.get(given["config.model"], "")})
@@ -193,7 +199,7 @@ def test_python_runs(code, user, monkeypatch, capfd):
         assert re.search(r"\[\d+\]", capfd.readouterr().out)
         return
     shown = []
-    monkeypatch.setattr(Image.Image, "show", shown.append)
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image))
     tiny = {**PAINTED, "size": 48, "steps": 2, "scales": 1}
     whole = style.Settings
     monkeypatch.setattr(style, "Settings", lambda **given: whole(**given | tiny))
