@@ -83,7 +83,9 @@ def flags(fields):
 
 
 def words_of(given):
-    return [f"--{name}={value}" for name, value in given.items()]
+    """The flags in words; a preset comes before what changes it."""
+    words = [f"--{name}={value}" for name, value in given.items()]
+    return sorted(words, key=lambda word: (not word.startswith("--config="), word))
 
 
 def made_small(words):
@@ -127,8 +129,7 @@ class Reader:
         """Runs a command, unless its like was run; returns its workdir."""
         given = made_small(words)
         named = given.pop("workdir", "")
-        # A preset comes before what changes it.
-        key = sorted(words_of(given), key=lambda x: (not x.startswith("--config="), x))
+        key = words_of(given)
         command = shlex.join(key)
         self.have(command)
         if command not in self._left:
