@@ -79,6 +79,12 @@ def test_every_setting_of_the_table_is_accepted(words):
     flags.parse_command(["--experiment=style", *words.split()], EXPERIMENTS)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_lost_its_indent(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"^(python|pip|launch\.py) ", prose, re.MULTILINE)
+
+
 def test_shell_lines_are_sound(tmp_path):
     scripts = shell()
     assert len(scripts) > 25
