@@ -35,7 +35,7 @@ COMMANDS = documents.commands()
 # What runs of an experiment are given instead of what the command says.
 SMALL = {
     "evaluate": {"size": 32, "batch": 16},
-    "evolution": {"layers": "conv5", "batch": 16, "units": 1},
+    "evolution": {"layers": "conv2", "batch": 16, "units": 1},
     "explain_unit": {},
     "features": {"units": "conv5:1,2", "steps": 2, "size": 32},
     "occlusion": {"size": 32, "stride": 9},
@@ -46,13 +46,14 @@ SMALL = {
     "units": {"size": 32, "batch": 16, "k": 1, "workers": 0},
 }
 # What is given where the command gives nothing.
-PAINTED = {"model": "painter.py", "weights": "random", **small.PAINTED}
+SHALLOW = {"model": "shallow.py", "weights": "random"}
 NARROW = {"model": "alexnet_small.py", "weights": "random"}
+PAINTED = SHALLOW | small.PAINTED
 GIVEN = {
     "style": PAINTED,
-    "evaluate": NARROW,
+    "evaluate": SHALLOW,
     "features": NARROW,
-    "train": NARROW,
+    "train": SHALLOW,
     "units": NARROW,
 }
 # Of drawn images; there are few of all others.
@@ -147,7 +148,7 @@ def everything(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         reader.write(folder)
-    (folder / "painter.py").write_text(small.NETWORK)
+    (folder / "shallow.py").write_text(small.NETWORK)
     return Reader(), folder
 
 
