@@ -16,9 +16,7 @@ def blocks(language):
 
 def files():
     """The files that a reader is told to write, by name."""
-    named = re.compile(
-        r"`(\w+\.py)`:\n\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL
-    )
+    named = re.compile(r"`(\w+\.py)`:\n+```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
     return dict(pair for page in PAGES for pair in named.findall(page.read_text()))
 
 
@@ -40,7 +38,7 @@ def commands():
 def shell():
     """All that is typed at a shell: fenced blocks, and indented ones of commands."""
     text = "".join(f"\n{page.read_text()}" for page in PAGES)
-    indented = re.findall(r"\n\n((?: {4}.*\n)+)", text)
+    indented = re.findall(r"\n(?:```)?\n((?: {4}.*\n)+)", text)
     typed = [x for x in indented if re.match(r" +(python|pip|for|bash|git) ", x)]
     return blocks("sh") + typed
 
