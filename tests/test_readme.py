@@ -1,21 +1,23 @@
-"""README and docs/ keep their promises: links lead somewhere, commands are accepted."""
+"""README and docs/ keep their promises: links lead somewhere, names exist, shell is sound.
+
+That commands run is for `test_documented_commands`.
+"""
 
 import ast
 import importlib.util
 import pathlib
 import re
-import shlex
+import subprocess
+import sys
 
 import pytest
+from documents import PAGES, ROOT, blocks, shell
 
 from nstvis.runs import config as configs
 from nstvis.runs import flags, registry
 
-ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXPERIMENTS = ROOT / "experiments"
 
 
 def anchors(page):
@@ -40,8 +42,10 @@ def test_the_readme_leads_to_every_page():
         assert re.search(rf"\((docs/)?{page.name}\)", others), page
 
 
-def test_the_entrance_is_short():
+def test_the_entrances_are_short():
     assert README.count("\n") <= 150
+    for name in ("bring_a_network", "bring_data"):
+        assert (ROOT / f"docs/{name}.md").read_text().count("\n") <= 40
 
 
 def test_the_two_commands_stand_there():
@@ -52,37 +56,52 @@ def test_the_two_commands_stand_there():
 
 
 def test_every_experiment_has_its_row():
-    for name in registry.names(ROOT / "experiments"):
+    for name in registry.names(EXPERIMENTS):
         assert f"[`{name}`](experiments/{name}.py)" in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_it_names_exists(page):
-    folder = ROOT / "experiments"
     fields = {"FIELD", *configs.Profile.__dataclass_fields__}
-    for name in registry.names(folder):
-        experiment = registry.find("experiment", name, folder)
+    for name in registry.names(EXPERIMENTS):
+        experiment = registry.find("experiment", name, EXPERIMENTS)
         fields |= experiment.Config.__dataclass_fields__.keys()
     assert set(re.findall(r"--config\.(\w+)", page.read_text())) <= fields
 
 
-def commands():
-    """Every command of launch.py in the pages, in words."""
-    found = []
-    for page in PAGES:
-        text = re.sub(r" \\\n +", " ", page.read_text())
-        found += re.findall(r"^ {4}.*?(python launch\.py --exp.*)$", text, re.MULTILINE)
-    return sorted(set(found))
+STYLE = (ROOT / "docs/style.md").read_text()
 
 
-def test_there_are_commands():
-    assert len(commands()) > 15
+@pytest.mark.parametrize(
+    "words", re.findall(r"^\| `(--config.*?)` \|", STYLE, re.MULTILINE)
+)
+def test_every_setting_of_the_table_is_accepted(words):
+    flags.parse_command(["--experiment=style", *words.split()], EXPERIMENTS)
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_command_is_accepted(command):
-    words = shlex.split(command, comments=True)[2:]
-    flags.parse_command(words, ROOT / "experiments")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_lost_its_indent(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"^(python|pip|launch\.py) ", prose, re.MULTILINE)
+
+
+def test_shell_lines_are_sound(tmp_path):
+    scripts = shell()
+    assert len(scripts) > 25
+    for number, script in enumerate(scripts):
+        (tmp_path / f"{number}").write_text(script)
+    # What a virtual environment holds is not ours.
+    shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"
+    command = [shellcheck, "--shell=bash", "--exclude=SC1091", ROOT / ".ci/run"]
+    command += sorted(tmp_path.iterdir())
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_files_of_requirements_exist():
+    names = re.findall(r"pip install -r (\S+)", "".join(shell()))
+    assert len(names) > 3
+    assert all((ROOT / name).is_file() for name in names)
 
 
 def test_every_setting_of_style_is_shown_by_a_picture():
@@ -110,9 +129,8 @@ def test_the_tree_is_the_repository():
 
 def test_the_imports_of_its_python_exist():
     text = "".join(page.read_text() for page in PAGES)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 3
-    for block in blocks:
+    assert len(blocks("python")) >= 3
+    for block in blocks("python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
