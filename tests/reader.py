@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import shutil
 import zipfile
 
 import documents
@@ -50,15 +51,16 @@ def write_pictures(folder):
     mask[:, 20:] = 255
     for name in ("photo", "a", "b"):
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
-    for name in ("PHOTOS", "FRAMES", "FLOW", "CONTENTS", "STYLES"):
+    shutil.copytree(documents.ROOT / "docs/style", folder / "docs/style")
+    for name in ("PHOTOS", "FRAMES", "FLOW", "photos", "paintings"):
         (folder / name).mkdir()
     for number in range(16):
         noise(number).save(folder / f"PHOTOS/{number}.jpg")
     for number in (1, 2):
         noise(number).save(folder / f"FRAMES/{number}.png")
     flow.write(folder / "FLOW/2.flo", np.zeros((30, 40, 2), np.float32))
-    noise(0).save(folder / "CONTENTS/photo.jpg")
-    noise(1).save(folder / "STYLES/painting.jpg")
+    noise(0).save(folder / "photos/photo.jpg")
+    noise(1).save(folder / "paintings/painting.jpg")
 
 
 def write_networks(folder):
