@@ -52,15 +52,15 @@ def write_pictures(folder):
     for name in ("photo", "a", "b"):
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
     shutil.copytree(documents.ROOT / "docs/style", folder / "docs/style")
-    for name in ("PHOTOS", "FRAMES", "FLOW", "photos", "paintings"):
+    for name in ("PHOTOS", "FRAMES", "FLOW", "CONTENTS", "STYLES"):
         (folder / name).mkdir()
     for number in range(16):
         noise(number).save(folder / f"PHOTOS/{number}.jpg")
     for number in (1, 2):
         noise(number).save(folder / f"FRAMES/{number}.png")
     flow.write(folder / "FLOW/2.flo", np.zeros((30, 40, 2), np.float32))
-    noise(0).save(folder / "photos/photo.jpg")
-    noise(1).save(folder / "paintings/painting.jpg")
+    noise(0).save(folder / "CONTENTS/photo.jpg")
+    noise(1).save(folder / "STYLES/painting.jpg")
 
 
 def write_networks(folder):
