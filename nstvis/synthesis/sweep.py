@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import pathlib
 import re
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 RESULTS = ["sheet.png", "cells.csv"]
 TILE = 384  # pixels, at most, of a picture's long side on the sheet
 PAGE = 8000  # and of all pictures in a row or a column of it
-ACROSS = 5  # pictures in a line, where columns change settings apart
+ACROSS = 5  # at most, in a line, where columns change settings apart
 LEADING = 10  # pixels between such lines
 PICTURES = ("content", "style")
 DEFAULT = "default"  # in a row or a column, what changes nothing
@@ -275,11 +276,11 @@ def _sheet(grid: Sequence[Sequence[Cell]], rows: Axis, columns: Axis) -> Image.I
 def _lines(
     cells: Sequence[Image.Image | str], names: Sequence[str], size: tuple[int, int]
 ) -> Image.Image:
-    """Lays out pictures that have little in common line by line, not in one row."""
-    starts = range(0, len(cells), ACROSS)
+    """Lays out pictures that have little in common in lines about as long as another."""
+    across = math.ceil(len(cells) / math.ceil(len(cells) / ACROSS))
     lines = [
-        plots.grid([cells[i : i + ACROSS]], [""], names[i : i + ACROSS], size)
-        for i in starts
+        plots.grid([cells[i : i + across]], [""], names[i : i + across], size)
+        for i in range(0, len(cells), across)
     ]
     tops = [0, *itertools.accumulate(line.height + LEADING for line in lines)]
     page = Image.new("RGB", (lines[0].width, tops.pop() - LEADING), "white")
