@@ -59,6 +59,12 @@ def experiments() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "experiments"
 
 
+def line_of(error: BaseException) -> str:
+    """Returns what is shown of an error: its first line, with escapes made visible."""
+    line = next(filter(str.strip, str(error).splitlines()), repr(error))
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line)
+
+
 def main(argv: list[str] = sys.argv) -> int:
     """Runs what the command line asks for; returns the exit status."""
     gc.set_threshold(100_000)  # or a tenth of a start goes into looking for garbage
@@ -67,7 +73,7 @@ def main(argv: list[str] = sys.argv) -> int:
         return hosts.leave(_launch(argv))
     except EXPECTED as error:
         hosts.suspect(error)
-        message = next(filter(str.strip, str(error).splitlines()), repr(error))
+        message = line_of(error)
         print(f"error: {message}", file=sys.stderr)
         hosts.fail(message)
         return 1

@@ -503,3 +503,10 @@ def test_only_the_lead_records_results(mine, monkeypatch, tmp_path):
 
 def test_the_launcher_stays_small():
     assert len((ROOT / "launch.py").read_text().splitlines()) <= 80
+
+
+def test_what_is_typed_cannot_write_to_the_terminal(capfd):
+    """Not even by escape sequences, or characters that have no encoding."""
+    typed = "--config.layers=\x1b[2J\udcff"
+    assert launcher.main(["launch.py", "--experiment=invariance", typed]) == 1
+    assert r"error: layers=\x1b[2J\udcff should be two" in capfd.readouterr().err

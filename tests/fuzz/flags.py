@@ -53,8 +53,6 @@ def _launch(argv):
     try:
         launcher._launch(argv)
     except launcher.EXPECTED as error:
-        # As the launcher shows it.
-        line = next(filter(str.strip, str(error).splitlines()), repr(error))
         known = (ValueError, OSError, absl.flags.Error)
         assert isinstance(error, known), repr(error)
-        raise ValueError(line) from error
+        raise ValueError(launcher.line_of(error)) from error
