@@ -1,5 +1,6 @@
 """Does what launch.py does, from any folder: `python -m nstvis --experiment=style`."""
 
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,11 @@ def start() -> NoReturn:
         signal.signal(signal.SIGINT, _end)
     except KeyboardInterrupt:  # just before or after
         _end()
+    if status > 128:
+        # XLA may still compile in a thread, and crash when what it uses is gone.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 

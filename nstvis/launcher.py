@@ -97,6 +97,9 @@ def _launch(argv: list[str]) -> int:
         print(_help(command))
         return 0 if values.help else 2
     experiment = registry.find("experiment", values.experiment, experiments())
+    for name in ("Config", "run"):
+        if not hasattr(experiment, name):
+            raise ValueError(f"{values.experiment} is no experiment: it has no {name}")
     logging.getLogger(experiment.__name__).setLevel(logging.INFO)
     if values.help:
         docstring = (experiment.__doc__ or "").replace("python launch.py", command)
@@ -183,6 +186,9 @@ def _run(
     try:
         with interruptible(), profiling(folder / "profile", profile):
             names: Sequence[str] = experiment.run(config, folder) or ()
+            if isinstance(names, str):
+                line = f"run returned {names!r}, not a list of file names"
+                raise ValueError(line)  # noqa: TRY004 - an error in a line
     except EXPECTED:
         with contextlib.suppress(OSError):
             text = traceback.format_exc().encode(errors="surrogateescape")

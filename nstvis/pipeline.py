@@ -16,6 +16,7 @@ import threading
 import grain
 import jax
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from nstvis import crops
@@ -117,7 +118,7 @@ def training(
         workers: Processes that make batches; 0 for threads of this one.
 
     Raises:
-        ValueError: From the iterator: all images are damaged.
+        ValueError: From the iterator: all images are damaged, or a label is none.
     """
 
     def make(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -128,9 +129,8 @@ def training(
             except ValueError as error:
                 damaged.add(example, error)
                 continue
-            return _element(
-                crops.augmented(image, size, augmentation, rng), example.label
-            )
+            image = crops.augmented(image, size, augmentation, rng)
+            return _element(image, _label(example, source))
         raise ValueError(f"all {len(source)} images are damaged: see {damaged.path}")
 
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
@@ -162,7 +162,7 @@ def evaluation(
             except ValueError as error:
                 damaged.add(example, error)
             else:
-                return _element(image, example.label) | {
+                return _element(image, _label(example, source)) | {
                     "index": np.array(index, np.int32)
                 }
         blank = Image.new("RGB", (size, size))
@@ -178,10 +178,23 @@ def _batched(elements: grain.MapDataset, batch: int, workers: int) -> grain.Iter
     threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4 + 2 * batch)
     iterable = elements.to_iter_dataset(threads)
     if workers:
+        flags.FLAGS.mark_as_parsed()  # Grain asks absl's own, which nobody else uses
         # Before batching, or the last batch of each worker would be partial.
         options = grain.MultiprocessingOptions(num_workers=workers)
         iterable = iterable.mp_prefetch(options)
     return iterable.batch(batch, drop_remainder=True)
+
+
+def _label(example: Example, source: Source) -> int:
+    """Returns an example's label, if it is one."""
+    label, count = example.label, len(source.classes)
+    whole = isinstance(label, (int, np.integer))
+    if not whole or label < -1 or (count and label >= count):
+        raise ValueError(
+            f"{example.id}: label {label!r} of a data set of {count} classes; give -1 for"
+            " none"
+        )
+    return int(label)
 
 
 def _element(image: Image.Image, label: int) -> dict[str, np.ndarray]:

@@ -510,3 +510,17 @@ def test_what_is_typed_cannot_write_to_the_terminal(capfd):
     typed = "--config.layers=\x1b[2J\udcff"
     assert launcher.main(["launch.py", "--experiment=invariance", typed]) == 1
     assert r"error: layers=\x1b[2J\udcff should be two" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("x =", "line 1: invalid syntax"),
+        ("def run(config, workdir): pass", "it has no Config"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_one_line(content, line, tmp_path, capfd):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    assert launcher.main(["launch.py", f"--experiment={path}"]) == 1
+    assert re.match(rf"error: .*{line}\n$", capfd.readouterr().err)

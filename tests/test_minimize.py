@@ -175,6 +175,14 @@ def test_a_loss_that_is_not_finite_is_stepped_back_from():
     assert state.damping == 0.5
 
 
+def test_without_any_sound_step_there_is_no_picture():
+    optimizer = optax.sgd(1e-3)
+    step = minimize.make_step(walled, optimizer)
+    state = minimize.start(jnp.full((1, 2, 2, 3), 255.0), optimizer)
+    with pytest.raises(FloatingPointError, match="the loss is not finite"):
+        resume(step, state, range(3))
+
+
 def test_the_optimizer_keeps_the_moments_of_the_last_sound_canvas():
     optimizer = optax.adam(255.0)
     step = minimize.make_step(walled, optimizer)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import json
 import pickle
@@ -9,12 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nstvis import crops, pipeline
+from nstvis import crops, data, pipeline
 from nstvis.data import Example
 
 PLAIN = crops.Augmentation(crop=1, color=0, flip=False)
@@ -193,13 +193,8 @@ def test_a_position_holds_for_images_of_another_size():
 # Workers.
 
 
-@pytest.fixture
-def parsed():
-    flags.FLAGS.mark_as_parsed()  # which Grain's workers wait for
-
-
 @pytest.mark.slow
-def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes(parsed):
+def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes():
     iterator = training(noise(11), batch=3, how=WILD, workers=2)
     take(iterator, 3)
     state = json.dumps(iterator.get_state())
@@ -209,7 +204,7 @@ def test_with_workers_a_saved_iterator_goes_on_with_the_same_bytes(parsed):
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_what_is_learned_from(parsed):
+def test_workers_do_not_change_what_is_learned_from():
     alone, shared = (
         training(noise(12), batch=4, how=WILD, workers=workers) for workers in (0, 2)
     )
@@ -217,8 +212,34 @@ def test_workers_do_not_change_what_is_learned_from(parsed):
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_what_is_evaluated(parsed):
+def test_workers_do_not_change_what_is_evaluated():
     assert_same(evaluated(flat(12), batch=4, workers=2), evaluated(flat(12), batch=4))
+
+
+OWN = """
+from nstvis.data import Example
+
+class Mine:
+    classes = ()
+    def __len__(self): return 4
+    def __getitem__(self, index): return Example(str(index), -1, (data / "x.png").read_bytes())
+    def index(self, id): return int(id)
+
+def load(argument, split, data_dir):
+    global data
+    import pathlib
+    data = pathlib.Path(data_dir)
+    return Mine()
+"""
+
+
+@pytest.mark.slow
+def test_workers_read_a_data_set_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
+    source = data.load(str(tmp_path / "mine.py"), "train", str(tmp_path))
+    [batch] = evaluated(source, batch=4, workers=1)
+    assert (batch["image"] == [255, 0, 0]).all()
 
 
 # What is damaged.
@@ -558,3 +579,15 @@ def test_an_image_smaller_than_a_cut_out_crop_is_enlarged():
     images = augmented(ramp(16, 24), 4, crop=0.5, color=0, flip=False, resize=False)
     assert images.shape == (4, 32, 32, 3)
     np.testing.assert_allclose(images[0, :, -8:, 0].mean(), 14, atol=1)
+
+
+# Labels.
+
+
+@pytest.mark.parametrize("label", [-2, 10, 1.0, None])
+def test_a_label_that_is_none_is_told_with_its_image(label):
+    source = flat(10)
+    example = dataclasses.replace(source[3], label=label)
+    source.classes = [str(i) for i in range(10)]
+    with pytest.raises(ValueError, match=f"picture/3: label {label!r} of a data set"):
+        pipeline._label(example, source)

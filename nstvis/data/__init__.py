@@ -25,6 +25,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Protocol
 
+import cloudpickle
 import numpy as np
 from PIL import Image
 
@@ -131,6 +132,19 @@ class _AsStored:
         return tags(index) if tags else ()
 
 
+def _check(source: Source, dataset: str) -> None:
+    """Raises a ValueError if a source is none, or does not find its first image again."""
+    for name in ("classes", "__len__", "__getitem__", "index"):
+        if not hasattr(source, name):
+            kind = type(source).__name__
+            raise ValueError(f"{dataset}: load returned a {kind}, which has no {name}")
+    if not len(source):
+        raise ValueError(f"{dataset} has no images")
+    last = len(source) - 1
+    if source.index(id_of(source, last)) != last:
+        raise ValueError(f"{dataset}: index() does not find the image {last} by its id")
+
+
 def names() -> list[str]:
     """Returns the data sets that `load` knows by name."""
     return registry.names(FOLDER)
@@ -159,7 +173,12 @@ def load(
         module = importlib.import_module(f"{__name__}.{name}")
     else:
         module = registry.find("data set", name, FOLDER)
+        # Or other processes, which decode images, could not import it.
+        cloudpickle.register_pickle_by_value(module)
+    if not hasattr(module, "load"):
+        raise ValueError(f"{name} defines no load(argument, split, data_dir)")
     source = module.load(argument, split, data_dir)
+    _check(source, dataset)
     if hosts.several():
         what = f"the hash of {dataset} {split} {data_dir}".strip()
         hosts.agree({what: source_hash(source)})

@@ -29,7 +29,7 @@ def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
         folder: Where names are looked up.
 
     Raises:
-        ValueError: There is no file of that name.
+        ValueError: There is no file of that name, or it is no Python.
         FileNotFoundError: There is no file at that path.
     """
     path = folder / f"{name}.py"
@@ -43,7 +43,11 @@ def find(kind: str, name: str, folder: pathlib.Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        line = f"{error.filename}, line {error.lineno}: {error.msg}"
+        raise ValueError(line) from error
     return module
 
 

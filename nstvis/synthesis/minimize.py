@@ -20,6 +20,10 @@ from nstvis.synthesis.canvas import cropped, framed
 
 RUN_AHEAD = 2  # steps in flight: enough to hide the dispatch, few enough to stop soon
 SMALLEST_DAMPING = 2.0**-20
+_NOT_FINITE = (
+    "the loss is not finite, however small the step: check the weights, and lower the"
+    " learning rate or the loss weights"
+)
 
 Metrics = dict[str, Array]
 # From a canvas, data and a key to the loss, and metrics.
@@ -219,7 +223,7 @@ def minimize(
 
     Raises:
         FloatingPointError: The loss, in a batch every loss, stayed non-finite whatever
-            the step's length.
+            the step's length, or at every step.
     """
     in_flight: collections.deque[Metrics] = collections.deque()
     for _ in steps:
@@ -230,12 +234,11 @@ def minimize(
         yield state, metrics
     while in_flight:
         _wait(in_flight)
+    if steps and not np.isfinite(state.best_loss).any():
+        raise FloatingPointError(_NOT_FINITE)
 
 
 def _wait(in_flight: collections.deque[Metrics]) -> None:
     """Waits for the oldest step in flight."""
     if np.max(in_flight.popleft()["damping"]) < SMALLEST_DAMPING:
-        raise FloatingPointError(
-            "the loss is not finite, however small the step: check the weights, and"
-            " lower the learning rate or the loss weights"
-        )
+        raise FloatingPointError(_NOT_FINITE)

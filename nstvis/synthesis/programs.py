@@ -195,6 +195,8 @@ def _compiled(
     values: str, size: Size, block: int, device: Any, accelerator: Any
 ) -> Programs:
     settings = Settings(**json.loads(values))
+    height, width = (n - 2 * settings.margin for n in size.content)
+    logger.info("compiling a step at %d x %d pixels", width, height)
     forward, params = network(settings)
     layout, *style_layouts = layouts = _layouts(settings, size, block, accelerator)
     content, *styles = (

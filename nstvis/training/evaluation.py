@@ -15,7 +15,8 @@ from nstvis.training.step import Batch
 def correct(forward: Forward, params: Params, batch: Batch) -> dict[str, Array]:
     """Counts the labelled images, and those whose class ranks first or in the top five.
 
-    A tie counts against the network, or one with constant logits would be right.
+    A tie counts against the network, or one with constant logits would be right; so
+    does NaN.
 
     Args:
         forward: The network; the last of its activations are the logits.
@@ -29,7 +30,7 @@ def correct(forward: Forward, params: Params, batch: Batch) -> dict[str, Array]:
     logits = list(forward(params, batch["image"].astype(jnp.float32)).values())[-1]
     labelled = batch["label"] >= 0
     label = jnp.maximum(batch["label"], 0)[:, None]
-    rank = (logits >= jnp.take_along_axis(logits, label, 1)).sum(-1)
+    rank = (~(logits < jnp.take_along_axis(logits, label, 1))).sum(-1)
     return {
         "images": labelled.sum(),
         "top1": ((rank <= 1) & labelled).sum(),

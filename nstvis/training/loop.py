@@ -246,7 +246,7 @@ def train(settings: Settings, workdir: pathlib.Path) -> list[str]:
 
     Raises:
         Interrupted: It was asked to stop, and can be resumed.
-        FloatingPointError: The loss is not finite.
+        FloatingPointError: The loss or its gradient is not finite.
         ValueError: The settings make no training; see `TrainingRun`.
         OSError: A file cannot be read or written.
     """
@@ -303,11 +303,12 @@ def _check_network_and_devices(run: TrainingRun) -> None:
 
 def _check_loss(row: Mapping[str, Any], metrics: Metrics) -> None:
     """Raises an error rather than keep what cannot be resumed."""
-    if not np.isfinite(row["loss"]):
+    wrong = [name for name in ("loss", "gradient") if not np.isfinite(row[name])]
+    if wrong:
         metrics.write(row)
         metrics.flush()
         raise FloatingPointError(
-            f"the loss is not finite at step {row['step']}: start again with a lower"
+            f"the {wrong[0]} is not finite at step {row['step']}: start again with a lower"
             " --config.learning_rate and another --workdir"
         )
 
