@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from nstvis import devices, layers, models
+from nstvis.training import evaluation
 from nstvis.training.step import Trainer, trainable, zero_logits
 
 CLASSES = 5
@@ -450,3 +451,12 @@ def test_a_network_of_another_kind_learns_as_it_is():
     assert row["loss"] == pytest.approx(float(value), rel=1e-6)
     after = jax.tree.map(lambda x, dx: x - rate * dx, before, gradient)
     assert_trees_close(mine.average(state), after, 1e-6)
+
+
+def test_logits_that_are_no_numbers_are_wrong():
+    def forward(params, images):
+        return {"logits": jnp.full((len(images), 7), jnp.nan)}
+
+    batch = {"image": np.zeros((4, 2, 2, 3), "uint8"), "label": np.array([0, 1, 2, -1])}
+    counts = evaluation.correct(forward, {}, batch)
+    assert [int(counts[name]) for name in ("images", "top1", "top5")] == [3, 0, 0]
