@@ -122,7 +122,7 @@ def _open(name: str, config: Inputs, source: data.Source | None) -> _Opened:
         if int(name) >= len(source):
             raise ValueError(
                 f"no image {name}: {config.dataset} {config.split} has 0 to"
-                f" {len(source) - 1}"
+                f" {len(source) - 1}; name others by --config.image"
             )
         example = source[int(name)]
         class_name = source.classes[example.label] if example.label >= 0 else ""

@@ -57,8 +57,8 @@ class Settings(Resumable, style_settings.Settings):
         super().check()
         if self.sequence and self.frame_steps >= self.steps:
             raise ValueError(
-                f"frame_steps={self.frame_steps} should be below steps={self.steps}: they"
-                " are the last of them"
+                f"frame_steps={self.frame_steps} should be below steps={self.steps}: the"
+                " first frame takes all steps, each other one the last of them"
             )
         if self.sequence and self.schedule != "even":
             raise ValueError(
