@@ -75,3 +75,11 @@ def test_in_the_middle_of_the_real_imports(command):
         assert process.poll() is None
         time.sleep(0.01)
     assert_interrupted(process)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_waits_for_no_thread():
+    """As XLA's, which compile on, and crash while the interpreter shuts down."""
+    code = CODE["thread"].replace("return 0", "return 130")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30)
+    assert done.returncode == 130
