@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import signal
 
@@ -16,8 +17,9 @@ from test_runs import finish, signal_at, start, start_hosts, steps
 from experiments import evaluate, style
 from nstvis import devices
 from nstvis.runs import config as configs
+from nstvis.runs.metrics import Metrics
 from nstvis.runs.progress import Interrupted
-from nstvis.training import schedule
+from nstvis.training import loop, schedule
 from nstvis.training.loop import train
 from nstvis.training.settings import Settings
 
@@ -349,3 +351,12 @@ def test_the_learning_rate_rises_and_falls_whatever_the_number_of_steps():
         rates = [float(rate(step)) for step in range(length + 1)]
         assert max(rates) == pytest.approx(1)
         assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
+    row = {"step": 3, "loss": 1.0, "gradient_norm": math.nan}
+    with (
+        Metrics(tmp_path, 0) as metrics,
+        pytest.raises(FloatingPointError, match="gradient is not finite at step 3"),
+    ):
+        loop._check_loss(row, metrics)

@@ -303,7 +303,8 @@ def _check_network_and_devices(run: TrainingRun) -> None:
 
 def _check_loss(row: Mapping[str, Any], metrics: Metrics) -> None:
     """Raises an error rather than keep what cannot be resumed."""
-    wrong = [name for name in ("loss", "gradient") if not np.isfinite(row[name])]
+    names = {"loss": "loss", "gradient_norm": "gradient"}
+    wrong = [name for key, name in names.items() if not np.isfinite(row[key])]
     if wrong:
         metrics.write(row)
         metrics.flush()
