@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -54,14 +55,23 @@ def compile_options(fusion_emitters: bool = True) -> dict[str, bool]:
     Args:
         fusion_emitters: Whether XLA's newer code generator is used. Gradients are up to
             a tenth faster with it; a scan is up to a fifth slower, and compiling takes
-            twice the time and hundreds of megabytes more.
+            twice the time and hundreds of megabytes more. Newer JAX has no other.
     """
     if jax.default_backend() != "cpu":
         return {}
-    memory = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return (
-        memory if fusion_emitters else memory | {"xla_cpu_use_fusion_emitters": False}
-    )
+    options = ["xla_cpu_enable_concurrency_optimized_scheduler"]
+    options += [] if fusion_emitters else ["xla_cpu_use_fusion_emitters"]
+    return dict.fromkeys(filter(_is_option, options), False)
+
+
+@functools.cache
+def _is_option(name: str) -> bool:
+    """Whether XLA has an option; they come and go with its versions."""
+    try:
+        jax.jit(lambda: 0).lower().compile({name: False})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def connect() -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -10,12 +11,11 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # For the processes that tests start, too. What tests compile runs for a moment, and XLA's
-# older emitters compile it in half of the time; but with them, LLVM needs level 2, as
-# below it batch norm and its gradients are wrong from the fourth digit on.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2"
-)
+# older emitters, which JAX 0.10 has, compile it in half of the time; but with them, LLVM
+# needs level 2, as below it batch norm and its gradients are wrong from the fourth digit on.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["PYTHONWARNINGS"] = "error"
 
