@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from nstvis import hoisting, layers, models, winograd
+from nstvis import devices, hoisting, layers, models, winograd
 
 # As users' programs are compiled, and not as tests' are: see conftest.py.
-SHIPPED = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+SHIPPED: dict[str, bool | int] = {"xla_backend_optimization_level": 3}
+if devices._is_option("xla_cpu_use_fusion_emitters"):
+    SHIPPED["xla_cpu_use_fusion_emitters"] = True
 
 # Side of a tile, side of a kernel.
 KINDS = [(2, 3), (3, 3), (4, 3), (2, 5)]
