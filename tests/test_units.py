@@ -67,6 +67,9 @@ class Noise:
         Image.fromarray(pixels).save(file, "PNG")
         return Example(f"noise/{number}", number % 5, file.getvalue())
 
+    def index(self, id):
+        return self.numbers.index(int(id.removeprefix("noise/")))
+
 
 def load(argument, split, data_dir):
     return Noise(*map(int, split.split("-")))
