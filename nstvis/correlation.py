@@ -15,7 +15,8 @@ def spearman(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     Returns:
         Correlations from -1 to 1, without that axis; NaN where either is constant.
     """
-    ranks = [stats.rankdata(x, axis=axis) for x in (a, b)]
+    # Newer SciPy ranks in the precision of the numbers.
+    ranks = [stats.rankdata(np.asarray(x, float), axis=axis) for x in (a, b)]
     a, b = (x - x.mean(axis, keepdims=True) for x in ranks)
     norm = np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
     return (a * b).sum(axis) / np.where(norm > 0, norm, np.nan)
