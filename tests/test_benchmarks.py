@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 from launcher import ROOT
 
-from benchmarks import features, report, scan, style, train
+from benchmarks import features, growth, report, scan, style, train
 from benchmarks.report import Row
 from benchmarks.turns import Turn
 from nstvis import models
 from nstvis.synthesis import canvas, transforms
+from nstvis.units.atlas import Atlas
 
 UNITS = {
     "style": "steps/s",
@@ -150,6 +152,31 @@ def test_a_benchmark_from_the_command_line(tmp_path):
     assert record["ratio"] == record["ours"] / record["theirs"]
     assert min(record["ours_mb"], record["theirs_mb"]) > 50
     assert {"python", "jax", "torch"} == record["machine"]["versions"].keys()
+
+
+@pytest.mark.slow
+def test_growth_is_measured_over_images_with_ids_of_their_own(
+    tmp_path, monkeypatch, capsys
+):
+    model, dataset = small.write(tmp_path)
+    smaller = small.flags({"model": model, "size": 32, "batch": 8, "workers": 0})
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command: start([*command, *smaller])
+    )
+    monkeypatch.setattr(growth, "COUNTS", (200,))  # the data set has 96
+    growth.main(str(tmp_path), dataset)
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert row.count("|") == header.count("|")
+    images, scanned, _, cpu, peak, *_ = map(float, row.strip("|").split("|"))
+    assert images == 200
+    assert scanned > 0 and cpu > 1
+    assert 100 < peak < 2000
+    source = growth.load(dataset, "200", "")
+    top = Atlas(tmp_path / "200").unit("conv2", 0).top
+    assert source[196].id == "train/0000196"
+    assert source[196].encoded == source[100].encoded
+    assert len({source.index(patch.image) for patch in top}) == 9
 
 
 # Both sides do the same work.

@@ -111,7 +111,10 @@ USAGE = {
     "one dash": (["--experiment=style", "-config.sizw=3"], "did you mean 'size'"),
     "subfield": (["--experiment=style", "--config.size.x=3"], "size"),
     "preset": (["--experiment=style", "--config=ngg"], "did you mean 'ng'"),
-    "integer": (["--experiment=style", "--config.size=abc"], "--config.size=abc"),
+    "integer": (
+        ["--experiment=style", "--config.size=abc"],
+        "size=abc should be a whole number",
+    ),
     "word": (["--experiment=style", "stray"], "'stray'"),
     "flag": (["--experiment=style", "--wrokdir=x"], "did you mean 'workdir'?"),
     "bare": (["--experiment=style", "--size=3"], "config.FIELD"),

@@ -36,6 +36,13 @@ def test_every_relative_link_leads_to_a_file(page):
             assert not anchor or anchor in anchors(target), link
 
 
+def test_every_picture_is_shown():
+    shown = "".join(page.read_text() for page in PAGES)
+    for path in (ROOT / "docs").rglob("*"):
+        if path.suffix in (".jpg", ".png", ".gif"):
+            assert path.name in shown, path
+
+
 def test_the_readme_leads_to_every_page():
     for page in PAGES[1:]:
         others = "".join(other.read_text() for other in PAGES if other != page)

@@ -133,7 +133,7 @@ class _AsStored:
 
 
 def _check(source: Source, dataset: str) -> None:
-    """Raises a ValueError if a source is none, or does not find its first image again."""
+    """Raises a ValueError if a source is none, or does not find its last image again."""
     for name in ("classes", "__len__", "__getitem__", "index"):
         if not hasattr(source, name):
             kind = type(source).__name__

@@ -78,6 +78,13 @@ def parse_config(
     except flags.UnrecognizedFlagError as error:
         known = ["experiment", "workdir", "help", "config.FIELD"]
         raise ValueError(unknown("flag", error.flagname, known)) from error
+    except flags.IllegalFlagValueError as error:
+        given = str(error).removesuffix(f": {error.__context__}")
+        found = re.match(r"flag --config\.(\w+)=", given)
+        field = found and experiment.Config.__dataclass_fields__.get(found[1])
+        if not field or field.type not in _KINDS:
+            raise
+        raise ValueError(f"{given} should be {_KINDS[field.type][1]}") from error
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag: flags look like --config.size=512")
     return holder.value
@@ -104,11 +111,11 @@ def parse_command(words: Sequence[str], folder: pathlib.Path) -> tuple[ModuleTyp
     return experiment, config
 
 
-_PARSERS = {
-    bool: flags.BooleanParser,
-    int: flags.IntegerParser,
-    float: flags.FloatParser,
-    str: flags.ArgumentParser,
+_KINDS = {
+    bool: (flags.BooleanParser, "True or False"),
+    int: (flags.IntegerParser, "a whole number"),
+    float: (flags.FloatParser, "a number"),
+    str: (flags.ArgumentParser, "text"),
 }
 
 
@@ -121,11 +128,11 @@ def parse_value(config: type, name: str, text: str) -> Any:
     fields = config.__dataclass_fields__
     if name not in fields:
         raise ValueError(unknown("config field", name, fields))
-    kind = fields[name].type
+    parser, expected = _KINDS[fields[name].type]
     try:
-        return _PARSERS[kind]().parse(text)
+        return parser().parse(text)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}={text} is no {kind.__name__}") from error
+        raise ValueError(f"{name}={text} should be {expected}") from error
 
 
 def describe(config: type) -> str:
