@@ -56,9 +56,11 @@ def write_pictures(folder):
         (folder / name).mkdir()
     for number in range(16):
         noise(number).save(folder / f"PHOTOS/{number}.jpg")
-    for number in (1, 2):
+    for number in range(8):  # as many as the block of Python makes, which runs later
         noise(number).save(folder / f"FRAMES/{number}.png")
-    flow.write(folder / "FLOW/2.flo", np.zeros((30, 40, 2), np.float32))
+        if number:
+            still = np.zeros((30, 40, 2), np.float32)
+            flow.write(folder / f"FLOW/{number}.flo", still)
     noise(0).save(folder / "CONTENTS/photo.jpg")
     noise(1).save(folder / "STYLES/painting.jpg")
 
