@@ -99,6 +99,7 @@ class Checkpoints:
             self._sealed = self._thread.submit(self._seal, step)
             if not small:
                 self._sealed.result()
+                devices.give_memory_back()
         self._saved_at, self._newest = time.monotonic(), step
         self._cost = self._saved_at - began
 
