@@ -113,6 +113,8 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     table = dataclasses.replace(table, findings=findings)
     every = scan.WithClasses(target, layers, by_class)
     save(workdir / "units.npz", dataclasses.replace(table, layers=every))
+    del by_class, every
+    devices.give_memory_back()
     samples = findings.get("samples", {})
     for number, (name, layer) in enumerate(layers.items()):
         more = samples[name]["image"] if name in samples else ()

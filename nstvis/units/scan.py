@@ -280,16 +280,13 @@ class WithClasses(Mapping[str, Layer]):
         first = sum(counts[before] for before in names[: names.index(name)])
         units = slice(first, first + counts[name])
         fields = self._target.fields[name]
-        parts = [
-            _ranked(
-                maxima.Best(*(part[i : i + 50] for part in self._best)), units, fields
-            )
-            for i in range(0, max(1, len(self._best.score)), 50)
-        ]
-        joined = {
-            field.name: np.concatenate([getattr(x, field.name) for x in parts], 1)
-            for field in dataclasses.fields(RankedPatches)
-        }
+        joined: dict[str, np.ndarray] = {}
+        for i in range(0, max(1, len(self._best.score)), 50):
+            some = maxima.Best(*(part[i : i + 50] for part in self._best))
+            for key, part in vars(_ranked(some, units, fields)).items():
+                shape = len(part), len(self._best.score), *part.shape[2:]
+                whole = joined.setdefault(key, np.empty(shape, part.dtype))
+                whole[:, i : i + 50] = part
         by_class = RankedPatches(**joined)
         return dataclasses.replace(self._layers[name], by_class=by_class)
 

@@ -66,8 +66,8 @@ def save(path: pathlib.Path, table: Table) -> None:
 
 def _all_arrays(table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Yields what is stored, with its key."""
-    for name, layer in table.layers.items():
-        yield from ((f"{name}.{key}", array) for key, array in _arrays(layer))
+    for name in table.layers:  # none of which is kept while the next one is made
+        yield from ((f"{name}.{key}", x) for key, x in _arrays(table.layers[name]))
     for title, layers in table.findings.items():
         for name, finding in layers.items():
             yield from ((f"{name}.{title}.{key}", x) for key, x in finding.items())
