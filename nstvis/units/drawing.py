@@ -30,13 +30,13 @@ from nstvis.units.table import Layer
 logger = logging.getLogger(__name__)
 
 SHOWN = 224  # pixels, at most, of the side of a whole image in the atlas
-_ACTIVATIONS = 128_000_000  # bytes, about, of those that are computed together
+_ACTIVATIONS = 64_000_000  # bytes, about, of those that are computed together
 
 
 def fitting(forward: Forward, params: Params, size: int, batch: int) -> int:
     """Returns how many images, at most `batch`, are computed together.
 
-    On a CPU, where larger batches are no faster, so many that activations take 128 MB.
+    On a CPU, where larger batches are no faster, so many that activations take 64 MB.
     """
     if jax.default_backend() != "cpu":
         return batch

@@ -182,6 +182,7 @@ class Explanations:
                 logger.warning("no maps of %s: %s", name, error)
                 continue
             if not self.draft.has_panel("maps", number):
+                devices.give_memory_back()  # what the layer before left
                 self._draw_maps(number, name, layer, grid)
             found[name] = activation_maps.extent(layer, fields, fields.columns)
         return {"maps": found}

@@ -85,15 +85,15 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     # Not those of each class, which are the larger part, and are not drawn.
     state = state._replace(by_class=maxima.Best(*(x[:0] for x in state.by_class)))
     candidates = scan.layers(target, state)
-    best = maxima.Best(*(part[0] for part in state.top))
-    indices = np.unique(best.image[best.image != maxima.SENTINEL])
+    top = maxima.Best(*(part[0] for part in state.top))
+    indices = np.unique(top.image[top.image != maxima.SENTINEL])
     pictures = KeptImages(target.sources, about.size, draft.work / "images", indices)
     units = sum(about.layers.values())
     logger.info("drawing %d units from %d images", units, len(indices))
     network, note = (target.forward, target.params), draft.work / "verified"
     batch = drawing.fitting(*network, about.size, settings.batch)
     devices.give_memory_back()  # what was read of the scan, and is not drawn
-    verify.verify(*network, about.layers, best, pictures, batch, note)
+    verify.verify(*network, about.layers, top, pictures, batch, note)
     drawn = Drawing(draft, target, candidates, pictures)
     layers = drawn.crop()
     if settings.rule:
@@ -107,13 +107,12 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         explained = Explanations(*given, *asked)
         findings |= explained.find()
     devices.give_memory_back()
-    by_class = scan_file.load(workdir / "scan.npz")[0].by_class
-    examples = _examples(by_class, drawn.examples, pictures)
+    best = scan_file.load(workdir / "scan.npz")[0].by_class
+    examples = _examples(best, drawn.examples, pictures)
     table = _table(target, int(state.images), layers, examples)
     table = dataclasses.replace(table, findings=findings)
-    every = scan.WithClasses(target, layers, by_class)
-    save(workdir / "units.npz", dataclasses.replace(table, layers=every))
-    del by_class, every
+    save(workdir / "units.npz", table, scan.ByClass(target, best))
+    del best  # the larger part
     devices.give_memory_back()
     samples = findings.get("samples", {})
     for number, (name, layer) in enumerate(layers.items()):

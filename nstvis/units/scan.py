@@ -261,40 +261,39 @@ def layers(target: Target, state: maxima.State) -> dict[str, Layer]:
     return result
 
 
-class WithClasses(Mapping[str, Layer]):
-    """Layers with each class's best images, which are made when a layer is asked for.
+class ByClass(Mapping[str, RankedPatches]):
+    """Each class's best images in every layer, which are made when a layer is asked for.
 
     Of a thousand classes they take more memory than all else.
 
     Args:
         target: What was scanned.
-        layers: Those without.
         best: Each class's best images, `[classes, n, units]`.
     """
 
-    def __init__(self, target: Target, layers: Mapping[str, Layer], best: maxima.Best):
-        self._target, self._layers, self._best = target, layers, best
+    def __init__(self, target: Target, best: maxima.Best):
+        self._target, self._best = target, best
 
-    def __getitem__(self, name: str) -> Layer:
-        counts, names = self._target.about.layers, [*self._layers]
+    def __getitem__(self, name: str) -> RankedPatches:
+        counts = self._target.about.layers
+        names = [*counts]
         first = sum(counts[before] for before in names[: names.index(name)])
         units = slice(first, first + counts[name])
-        fields = self._target.fields[name]
         joined: dict[str, np.ndarray] = {}
         for i in range(0, max(1, len(self._best.score)), 50):
             some = maxima.Best(*(part[i : i + 50] for part in self._best))
-            for key, part in vars(_ranked(some, units, fields)).items():
+            made = _ranked(some, units, self._target.fields[name])
+            for key, part in vars(made).items():
                 shape = len(part), len(self._best.score), *part.shape[2:]
                 whole = joined.setdefault(key, np.empty(shape, part.dtype))
                 whole[:, i : i + 50] = part
-        by_class = RankedPatches(**joined)
-        return dataclasses.replace(self._layers[name], by_class=by_class)
+        return RankedPatches(**joined)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
+        return iter(self._target.about.layers)
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self._target.about.layers)
 
 
 def _only_list(best: maxima.Best) -> maxima.Best:

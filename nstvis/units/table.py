@@ -53,21 +53,41 @@ class Table:
     )
 
 
-def save(path: pathlib.Path, table: Table) -> None:
-    """Writes `units.npz`, whole or not at all."""
+def save(
+    path: pathlib.Path,
+    table: Table,
+    by_class: Mapping[str, RankedPatches] | None = None,
+) -> None:
+    """Writes `units.npz`, whole or not at all.
+
+    Args:
+        path: Of the file.
+        table: What is written.
+        by_class: Of each layer, instead of the table's; one at a time is asked for.
+    """
     with files.replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         # One array at a time, where `np.savez_compressed` takes all.
-        for key, array in _all_arrays(table):
+        for key, array in _all_arrays(table, by_class):
             info = zipfile.ZipInfo(f"{key}.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _all_arrays(table: Table) -> Iterator[tuple[str, np.ndarray]]:
+def _all_arrays(
+    table: Table, by_class: Mapping[str, RankedPatches] | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yields what is stored, with its key."""
-    for name in table.layers:  # none of which is kept while the next one is made
-        yield from ((f"{name}.{key}", x) for key, x in _arrays(table.layers[name]))
+    by_class = by_class or {name: x.by_class for name, x in table.layers.items()}
+    for name, layer in table.layers.items():
+        for field in dataclasses.fields(layer):
+            if field.type is not RankedPatches:
+                yield f"{name}.{field.name}", getattr(layer, field.name)
+        for statistic, values in statistics.compute(layer).items():
+            yield f"{name}.statistics.{statistic}", values
+        yield from _patches(f"{name}.top", layer.top)
+        yield from _patches(f"{name}.least", layer.least)
+        yield from _patches(f"{name}.by_class", by_class[name])
     for title, layers in table.findings.items():
         for name, finding in layers.items():
             yield from ((f"{name}.{title}.{key}", x) for key, x in finding.items())
@@ -80,17 +100,8 @@ def _all_arrays(table: Table) -> Iterator[tuple[str, np.ndarray]]:
     yield "about", np.array(json.dumps(about))
 
 
-def _arrays(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields what is stored of a layer, with its key after the layer's name."""
-    for field in dataclasses.fields(layer):
-        value = getattr(layer, field.name)
-        if isinstance(value, RankedPatches):
-            for part in dataclasses.fields(value):
-                yield f"{field.name}.{part.name}", getattr(value, part.name)
-        else:
-            yield field.name, value
-    for name, values in statistics.compute(layer).items():
-        yield f"statistics.{name}", values
+def _patches(key: str, patches: RankedPatches) -> Iterator[tuple[str, np.ndarray]]:
+    yield from ((f"{key}.{name}", array) for name, array in vars(patches).items())
 
 
 def load(path: pathlib.Path) -> Table:
