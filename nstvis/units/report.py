@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import hashlib
 import logging
 import math
@@ -106,8 +107,9 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         asked = batch, settings.workers, settings.concepts, settings.seed
         explained = Explanations(*given, *asked)
         findings |= explained.find()
-    devices.give_memory_back()
+    gc.collect()  # programs that were traced hold one another
     best = scan_file.load(workdir / "scan.npz")[0].by_class
+    devices.give_memory_back()
     examples = _examples(best, drawn.examples, pictures)
     table = _table(target, int(state.images), layers, examples)
     table = dataclasses.replace(table, findings=findings)

@@ -280,13 +280,13 @@ class ByClass(Mapping[str, RankedPatches]):
         first = sum(counts[before] for before in names[: names.index(name)])
         units = slice(first, first + counts[name])
         joined: dict[str, np.ndarray] = {}
-        for i in range(0, max(1, len(self._best.score)), 50):
-            some = maxima.Best(*(part[i : i + 50] for part in self._best))
+        for i in range(0, max(1, len(self._best.score)), 10):
+            some = maxima.Best(*(part[i : i + 10] for part in self._best))
             made = _ranked(some, units, self._target.fields[name])
             for key, part in vars(made).items():
                 shape = len(part), len(self._best.score), *part.shape[2:]
                 whole = joined.setdefault(key, np.empty(shape, part.dtype))
-                whole[:, i : i + 50] = part
+                whole[:, i : i + 10] = part
         return RankedPatches(**joined)
 
     def __iter__(self) -> Iterator[str]:
