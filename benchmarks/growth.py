@@ -70,9 +70,7 @@ def survey(workdir: Path, count: int, dataset: str, data_dir: str) -> str:
     began = time.time()
     process = subprocess.Popen([*command, f"--workdir={workdir}"])
     _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(
-        status
-    )  # which nobody else waits for
+    process.returncode = os.waitstatus_to_exitcode(status)  # nobody else waits for it
     if process.returncode:
         sys.exit(f"{workdir}: the survey failed")
     scanned = (workdir / "scan.npz").stat().st_mtime
