@@ -92,6 +92,7 @@ class Checkpoints:
             if small:
                 state = jax.tree.map(jnp.copy, state)
             else:
+                jax.block_until_ready(state)  # or its step has its memory still
                 devices.give_memory_back()  # Orbax copies the state
             self._sealed.result()  # Orbax skips a save while another one goes on.
             with files.naming(self._folder / str(step)):

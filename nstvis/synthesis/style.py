@@ -163,7 +163,8 @@ class StyleTransfer:
                     _log_time(program, len(steps), time.monotonic() - began)
                 yield Moment(number + 1, state, metrics)
                 if in_blocks:
-                    devices.give_memory_back()  # what was done with the moment
+                    jax.block_until_ready(metrics)
+                    devices.give_memory_back()  # what the step and the moment took
             before = program
 
     def array(self, state: minimize.State) -> np.ndarray:
