@@ -92,7 +92,7 @@ class Checkpoints:
             if small:
                 state = jax.tree.map(jnp.copy, state)
             else:
-                jax.block_until_ready(state)  # or its step has its memory still
+                jax.block_until_ready(state)  # a step that runs still holds its memory
                 devices.give_memory_back()  # Orbax copies the state
             self._sealed.result()  # Orbax skips a save while another one goes on.
             with files.naming(self._folder / str(step)):

@@ -107,7 +107,7 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         asked = batch, settings.workers, settings.concepts, settings.seed
         explained = Explanations(*given, *asked)
         findings |= explained.find()
-    gc.collect()  # programs that were traced hold one another
+    gc.collect()  # traced programs are in reference cycles
     best = scan_file.load(workdir / "scan.npz")[0].by_class
     devices.give_memory_back()
     examples = _examples(best, drawn.examples, pictures)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -276,8 +277,7 @@ class ByClass(Mapping[str, RankedPatches]):
 
     def __getitem__(self, name: str) -> RankedPatches:
         counts = self._target.about.layers
-        names = [*counts]
-        first = sum(counts[before] for before in names[: names.index(name)])
+        first = sum(counts[x] for x in itertools.takewhile(lambda x: x != name, counts))
         units = slice(first, first + counts[name])
         joined: dict[str, np.ndarray] = {}
         for i in range(0, max(1, len(self._best.score)), 10):
