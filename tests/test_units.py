@@ -15,7 +15,7 @@ from test_runs import finish, signal_when, start, start_hosts
 
 from nstvis import crops, data, devices, images, launcher, models
 from nstvis.runs.progress import Interrupted
-from nstvis.units import patches, scan_file, survey, table
+from nstvis.units import patches, scan, scan_file, survey, table
 from nstvis.units.atlas import Atlas
 
 pytestmark = pytest.mark.slow
@@ -277,6 +277,18 @@ def assert_same_patches(a, b):
         for x, y in pairs:
             np.testing.assert_array_equal(x, y)
     np.testing.assert_allclose(mine.mean, other.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_table_has_each_class_s_best_of_every_layer(whole):
+    state, about = scan_file.load(whole / "scan.npz")
+    expected = scan.layers(scan.target_of(about), state)
+    written = table.load(whole / "units.npz").layers
+    assert len(written) > 1
+    for name, layer in written.items():
+        assert layer.by_class.score.any()
+        for part, array in vars(layer.by_class).items():
+            same = getattr(expected[name].by_class, part)
+            np.testing.assert_array_equal(array, same)
 
 
 def test_experiments_on_atlases_run(whole, tmp_path, monkeypatch):
