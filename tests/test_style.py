@@ -1,6 +1,7 @@
 """Style transfer, end to end on a small network with random filters."""
 
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -612,6 +613,19 @@ def test_presets_are_within_the_bounds():
 def test_a_transfer_needs_a_style():
     with pytest.raises(ValueError, match="at least one style"):
         paint(styles=[])
+
+
+@pytest.mark.slow
+def test_nothing_as_large_as_the_picture_stays_but_state_and_content():
+    gc.collect()
+    before = jax.live_arrays()
+    moments = style.StyleTransfer(CONTENT, [STYLE], quick()).run()
+    state = [moment.state for moment, _ in zip(moments, range(2), strict=False)][1]
+    held = [x for x in jax.live_arrays() if x.shape == state.canvas.shape]
+    leaves = [x for x in jax.tree.leaves(state) if x.shape == state.canvas.shape]
+    assert len(leaves) == 4  # the canvas, the best, and Adam's two moments
+    ours = [x for x in held if all(x is not y for y in before)]
+    assert len(ours) == 5  # and the content, which is rolled like the canvas
 
 
 @pytest.mark.slow

@@ -144,10 +144,14 @@ class StyleTransfer:
                 canvas_key = program.layout.on_host(canvas_key)
                 start = first_canvas(content, styles, self.settings, canvas_key)
                 state = restore(program.start(start))
-                yield Moment(done, state, None)
+                del start  # of which the state has copies
             else:
                 state = self._enlarged(state, before, program)  # pyright: ignore[reportPossiblyUnbound]
+            jax.block_until_ready(state)
             devices.give_memory_back()  # what was only needed on the way
+            if before is None:
+                yield Moment(done, state, None)
+                devices.give_memory_back()
             targets = self._targets(program, content, styles)
             del content, styles  # which may be as large as all the rest
             devices.give_memory_back()
