@@ -81,7 +81,7 @@ def survey(workdir: Path, count: int, dataset: str, data_dir: str) -> str:
     return (
         f"| {count} | {scanned - began:.0f} | {time.time() - scanned:.0f}"
         f" | {usage.ru_utime + usage.ru_stime:.0f}"
-        f" | {usage.ru_maxrss / 1000:.0f} | {sizes[0]:.0f} | {sizes[1]:.0f} |"
+        f" | {usage.ru_maxrss * 1024 / 1e6:.0f} | {sizes[0]:.0f} | {sizes[1]:.0f} |"
     )
 
 
