@@ -107,7 +107,8 @@ def _launch(argv: list[str]) -> int:
         print(flags.describe(configs.Profile))
         return 0
     config = flags.parse_config(experiment, values, argv)
-    profile = int(values["config.profile"].value or 0)
+    given = values["config.profile"].value or "0"
+    profile = flags.parse_value(configs.Profile, "profile", given)
     configs.check(configs.Profile(profile=profile))
     configs.check(config)
     devices.connect()

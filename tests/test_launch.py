@@ -120,7 +120,7 @@ USAGE = {
     "bare": (["--experiment=style", "--size=3"], "config.FIELD"),
     "nan": (["--experiment=style", "--config.beta=nan"], "beta=nan should be"),
     "profile": (["--experiment=style", "--config.profile=-1"], "at least 0, not -1"),
-    "profile's type": (["--experiment=style", "--config.profile=x"], "profile=x"),
+    "profile's type": (["--experiment=style", "--config.profile=x"], "a whole number"),
     "profile's name": (["--experiment=style", "--config.profil=3"], "mean 'profile'"),
     "beyond 64 bits": (["--experiment=style", f"--config.seed={10**30}"], "seed"),
     "beyond all": (["--experiment=style", f"--config.seed={'9' * 5000}"], "seed"),

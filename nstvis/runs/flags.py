@@ -30,9 +30,8 @@ def at_home(argv: Sequence[str]) -> list[str]:
 def launcher_flags() -> flags.FlagValues:
     """Returns the launcher's own flags, not parsed yet."""
     values = flags.FlagValues()
-    for name in ("experiment", "workdir"):
+    for name in ("experiment", "workdir", "config.profile"):
         flags.DEFINE_string(name, None, "", flag_values=values)
-    flags.DEFINE_integer("config.profile", 0, "", flag_values=values)
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
     return values
 
