@@ -178,6 +178,7 @@ def run(
     with checkpoints, Progress([cost] * steps, done) as progress:
         saved = checkpoints.restore(scan.saved(state), data=images)
         state = scan.restored(saved, state)
+        del saved  # of which the scan has copies
         for step in range(done + 1, steps + 1):
             part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up

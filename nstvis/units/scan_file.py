@@ -60,7 +60,7 @@ def network_hash(forward: Forward, params: Params, size: int) -> str:
         program = jax.make_jaxpr(forward)(params, image)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
     for array in [*program.consts, *jax.tree.leaves(params)]:
-        digest.update(np.asarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 
