@@ -8,7 +8,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,33 +203,43 @@ def keep_luminance(result: npt.ArrayLike, content: npt.ArrayLike) -> np.ndarray:
 
 
 def sheet(
-    pictures: Sequence[Image.Image],
+    pictures: Iterable[Image.Image],
     labels: Sequence[str],
     columns: int | None = None,
     gap: int = 8,
     background: tuple[int, int, int] = (24, 24, 24),
+    cell: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Lays out labelled pictures on one page, row by row.
 
     Args:
-        pictures: At least one; smaller ones are scaled up to the cell of the largest.
+        pictures: At least one; smaller ones are scaled up to a cell.
         labels: A line of text below each picture, cut where it is too long.
         columns: Pictures in a row; by default about as many as there are rows.
         gap: Pixels between pictures and around all of them.
         background: Colour of the page, RGB in 0..255.
+        cell: Width and height of a picture's place, by default those of the largest; if
+            it is given, pictures can be made one after another.
+
+    Raises:
+        ValueError: There are no pictures, or not as many as labels.
     """
-    if not pictures or len(pictures) != len(labels):
-        counts = f"{len(pictures)} and {len(labels)}"
-        raise ValueError(f"a sheet needs pictures and a label for each, not {counts}")
-    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    cell = max(p.width for p in pictures), max(p.height for p in pictures)
+    if cell is None:
+        pictures = list(pictures)
+        if not pictures or len(pictures) != len(labels):
+            counts = f"{len(pictures)} and {len(labels)}"
+            raise ValueError(
+                f"a sheet needs pictures and a label for each, not {counts}"
+            )
+        cell = max(p.width for p in pictures), max(p.height for p in pictures)
+    columns = min(columns or math.ceil(math.sqrt(len(labels))), len(labels))
+    rows = math.ceil(len(labels) / columns)
     font_size = max(12, cell[0] // 28)
     across, down = cell[0] + gap, cell[1] + 2 * font_size + gap
     page = Image.new("RGB", (gap + columns * across, gap + rows * down), background)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(font_size)
     ink = "gainsboro" if np.dot(_LUMA, background) < 128 else "dimgray"
-    for place, (picture, label) in enumerate(zip(pictures, labels)):
+    for place, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left, top = gap + place % columns * across, gap + place // columns * down
         tile = ImageOps.pad(picture.convert("RGBA"), cell, Resampling.LANCZOS, color=0)
         page.paste(tile, (left, top), tile)

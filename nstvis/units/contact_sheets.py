@@ -60,9 +60,13 @@ def sheet(
         side: Side at which a patch is drawn, in pixels.
         columns: Units in a row.
     """
-    pairs = [row([block(part[unit], side) for part in parts], 4) for unit in units]
-    names = [labels[unit] for unit in units]
-    return images.sheet(pairs, names, columns, max(8, side // 3), PAPER)
+
+    def pair(unit: int) -> Image.Image:
+        return row([block(part[unit], side) for part in parts], 4)
+
+    names, gap = [labels[unit] for unit in units], max(8, side // 3)
+    cell = pair(units[0]).size  # which all have
+    return images.sheet(map(pair, units), names, columns, gap, PAPER, cell)
 
 
 def row(pictures: Sequence[Image.Image], gap: int) -> Image.Image:

@@ -179,6 +179,7 @@ def run(
         saved = checkpoints.restore(scan.saved(state), data=images)
         state = scan.restored(saved, state)
         del saved  # of which the scan has copies
+        devices.give_memory_back()
         for step in range(done + 1, steps + 1):
             part = devices.divided(next(images), scan.mesh)
             jax.block_until_ready(state)  # or batches would queue up
