@@ -48,8 +48,8 @@ def filters(kernel: Array, m: int) -> Array:
     """Transforms kernels: `[r, r, inputs, outputs]` to `[t^2, inputs, outputs]`."""
     r = len(kernel)
     g = matrices(m, r)[1]
-    rows = _mixed(g, [kernel[i] for i in range(r)])
-    return _mixed(g, [rows[:, j] for j in range(r)]).reshape(-1, *kernel.shape[2:])
+    rows = _mixed(g, _unstacked(kernel))
+    return _mixed(g, _unstacked(rows, 1)).reshape(-1, *kernel.shape[2:])
 
 
 def convolve(x: Array, kernel: Array, m: int) -> Array:
@@ -115,8 +115,8 @@ def _convolve(
     count = tiles.shape[1]
     tiles = jnp.pad(tiles, ((0, 0), (0, max(0, least - count)), (0, 0)))
     products = (tiles @ taps)[:, :count].reshape(*cut.shape[:-1], taps.shape[2])
-    columns = _mixed(a, list(products))
-    y = _joined(_mixed(a, [columns[:, i] for i in range(len(b))]))
+    columns = _mixed(a, _unstacked(products))
+    y = _joined(_mixed(a, _unstacked(columns, 1)))
     return y[:, : x.shape[1], : x.shape[2]]
 
 
@@ -131,8 +131,8 @@ def _convolve_backward(m, r, least, residuals, gradient):
     gradient = jnp.pad(gradient, ((0, 0), (0, bottom), (0, right), (0, 0)))
     cut = _cut(a.T, gradient, m)
     tiles = (_flat(cut) @ transposed).reshape(*cut.shape[:-1], transposed.shape[2])
-    columns = _overlapped(_mixed(b.T, list(tiles)), m, axis=4)
-    rows = _mixed(b.T, [columns[:, i] for i in range(len(b))])
+    columns = _overlapped(_mixed(b.T, _unstacked(tiles)), m, axis=4)
+    rows = _mixed(b.T, _unstacked(columns, 1))
     border, pixels = r // 2, _joined(_overlapped(rows, m, axis=3))
     by_x = pixels[:, border : border + x.shape[1], border : border + x.shape[2]]
     by_taps = _flat(_cut(b, _framed(x, m, r), m)).swapaxes(1, 2) @ _flat(cut)
@@ -152,9 +152,11 @@ def _framed(x: Array, m: int, r: int) -> Array:
 def _cut(matrix: np.ndarray, x: Array, m: int) -> Array:
     """Cuts an image into tiles, `m` pixels apart, and computes matrix tile matrix^T."""
     side = matrix.shape[1]
-    rows, columns = ((n - side) // m + 1 for n in x.shape[1:3])
-    mixed = _mixed(matrix, [x[:, i::m][:, :rows] for i in range(side)])
-    return _mixed(matrix, [mixed[..., j::m, :][..., :columns, :] for j in range(side)])
+    for axis in (-3, -2):  # rows, and then columns
+        last = (x.shape[axis] - side) // m * m  # where the last tile begins
+        every = [lax.slice_in_dim(x, i, i + last + 1, m, axis) for i in range(side)]
+        x = _mixed(matrix, every)
+    return x
 
 
 def _joined(tiles: Array) -> Array:
@@ -167,20 +169,25 @@ def _joined(tiles: Array) -> Array:
 
 def _overlapped(tiles: Array, m: int, *, axis: int) -> Array:
     """Adds rows (axis 3) or columns (4) beyond the m-th of a tile to those of the next."""
-    total = jnp.zeros(())
     tiles = jnp.pad(tiles, [(0, -len(tiles) % m), *[(0, 0)] * 5])
-    count = len(tiles) // m
+    count, moved = len(tiles) // m, []
     for i in range(count):
-        edges = [(0, 0)] * tiles.ndim
-        edges[axis] = (i, count - 1 - i)
-        total += jnp.pad(tiles[i * m : (i + 1) * m], edges)
-    return total
+        edges = [(0, 0, 0)] * tiles.ndim
+        edges[axis] = (i, count - 1 - i, 0)
+        part = lax.slice_in_dim(tiles, i * m, (i + 1) * m)
+        moved.append(lax.pad(part, jnp.zeros((), tiles.dtype), edges))
+    return functools.reduce(lax.add, moved)
 
 
 def _flat(tiles: Array) -> Array:
     return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1, tiles.shape[-1])
 
 
+def _unstacked(x: Array, axis: int = 0) -> list[Array]:
+    return [lax.index_in_dim(x, i, axis, False) for i in range(x.shape[axis])]
+
+
+# In terms of `lax`, as NumPy's operators and indices take three times as long to trace.
 def _mixed(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
     """Stacks the sums over i of matrix[:, i] parts[i], without the zeros.
 
@@ -188,6 +195,10 @@ def _mixed(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
     """
     mixed = []
     for row in matrix:
-        terms = [float(n) * part for n, part in zip(row, parts, strict=True) if n]
-        mixed.append(sum(terms[1:], terms[0]))
+        terms = [
+            part if n == 1 else lax.mul(part, lax.full_like(part, n))
+            for n, part in zip(row, parts, strict=True)
+            if n
+        ]
+        mixed.append(functools.reduce(lax.add, terms))
     return jnp.stack(mixed)

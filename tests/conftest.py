@@ -15,6 +15,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # needs level 2, as below it batch norm and its gradients are wrong from the fourth digit on.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=2"
+    # A tenth less each: one LLVM module a program, in the order that it has.
+    flags += " --xla_cpu_parallel_codegen_split_count=1"
+    flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["PYTHONWARNINGS"] = "error"

@@ -15,6 +15,8 @@ def test_the_tour_runs_from_a_clean_kernel(drawn, monkeypatch):
     for name in ("PYTHONWARNINGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     tour = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+    for cell in tour.cells:  # of 1,240 images a twentieth
+        cell.source = cell.source.replace('"validation",', '"validation[:64]",')
     shown = [cell for cell in tour.cells if cell.get("outputs")]
     for cell in shown:
         cell.outputs = []
