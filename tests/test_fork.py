@@ -1,6 +1,7 @@
 """What a fork needs of networks: norm layers, residual sums, and plain functions."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,7 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin):
         for layer, place in {"layer2_1": (3, 4), "layer3_1_pre": (1, 0)}.items()
     }
     ruled = {rule: attribution.ruled(forward, rule) for rule in attribution.RULES}
+    pairs = list(zip(ruled, itertools.cycle(where)))  # one layer for each
 
     @jax.jit
     def attributions(params, images, where):
@@ -153,8 +155,7 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin):
             (rule, layer): attribution.attribute(
                 ruled[rule], params, layer, images, units, where[layer]
             )
-            for rule in ruled
-            for layer in where
+            for rule, layer in pairs
         }
 
     for (rule, layer), found in attributions(params, images, where).items():
@@ -524,8 +525,8 @@ def test_a_style_is_transferred(network):
 
 
 @pytest.mark.slow
-def test_units_and_their_atlas(network, drawn, tmp_path):
-    name, path, layer, count = network
+def test_units_and_their_atlas(plain, drawn, tmp_path):
+    (name, path), layer, count = plain, "conv2", 8
     workdir = tmp_path / "run"
     done = launch(
         "--experiment=units",

@@ -1,5 +1,6 @@
 """Hosts that differ say how; one that dies is named, and the run resumes as if not."""
 
+import json
 import queue
 import shutil
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
-from test_runs import finish, start
+from test_runs import finish, signal_at, start, steps
 
 from nstvis import hosts
 
@@ -237,16 +238,24 @@ def wait_for(path, processes):
     return time.monotonic()
 
 
-def undisturbed(kind, command, workdir):
-    """Runs it; returns its results, and the seconds that it may be killed in."""
-    both = start_two([*command, f"--workdir={workdir}"])
+def stopped(kind, command, workdir):
+    """Runs it, stopped by a signal to one host.
+
+    Returns its results, and the seconds that it may be killed in.
+    """
+    command = [*command, f"--workdir={workdir}"]
+    lead, other = both = start_two(command)
     began = wait_for(workdir / "run.json", both)
-    while b'"results"' not in (workdir / "run.json").read_bytes():
-        assert both[0].poll() in (None, 0), finish(both[0])
-        time.sleep(0.01)
+    signal_at(other, signal.SIGTERM, workdir, 2)
+    finish(other, 128 + signal.SIGTERM)
+    assert f"rerun with --workdir={workdir} to resume" in finish(lead, 128 + 15)
     seconds = time.monotonic() - began
-    for host in both:
-        finish(host)
+    assert steps(workdir) == list(range(1, 11))  # where hosts agree
+    lead, other = start_two(command)
+    assert "resuming after step 10 of" in finish(lead)
+    assert "epoch" not in finish(other)
+    starts = json.loads((workdir / "run.json").read_text())["starts"]
+    assert ["4 x" in start["devices"] for start in starts] == [True, True]
     return results(kind, workdir), seconds
 
 
@@ -280,13 +289,14 @@ def killed(kind, command, workdir, seconds, rng):
 
 
 # Of "units", "train" and "style" the one that needs most of what hosts share: each takes
-# six processes. `train` has no `growth`, for which it compiles twice.
+# eight processes. `train` has no `growth`, for which it compiles twice.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train"])
-def test_a_host_that_is_killed_is_named_and_the_run_resumes(kind, tmp_path):
+def test_hosts_stop_together_and_one_that_is_killed_is_named(kind, tmp_path):
+    """And both runs, resumed, end alike."""
     command = [*commands(tmp_path)[kind], "--config.growth="]
-    expected, seconds = undisturbed(kind, command, tmp_path / "whole")
+    expected, seconds = stopped(kind, command, tmp_path / "stopped")
     rng = np.random.default_rng(0)
-    found, _, _, stopped = killed(kind, command, tmp_path / "run", seconds, rng)
+    found, _, _, waited = killed(kind, command, tmp_path / "run", seconds, rng)
     assert found == expected
-    assert stopped < 30
+    assert waited < 30

@@ -107,7 +107,7 @@ def test_rounding_errors_are_what_the_docstring_says(m, r):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "size", "inputs", "outputs"),
-    [(7, 3, 192, 384), (13, 3, 256, 256), (15, 5, 64, 192)],
+    [(7, 3, 192, 384), (15, 5, 64, 192)],
 )
 def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
     """What the promise of the maxima rests on, for the shapes of AlexNets."""
