@@ -96,14 +96,14 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
     logger.info("drawing %d units from %d images", units, len(indices))
     network, note = (target.forward, target.params), draft.work / "verified"
     batch = drawing.fitting(*network, about.size, settings.batch)
-    _give_memory_back()  # what was read of the scan, and is not drawn
+    devices.give_memory_back()  # what was read of the scan, and is not drawn
     verify.verify(*network, about.layers, top, pictures, batch, note)
-    _give_memory_back()
+    devices.give_memory_back()
     drawn = Drawing(draft, target, candidates, pictures)
     layers = drawn.crop()
     if settings.rule:
         drawn.attribute(layers, settings.rule, batch)
-        _give_memory_back()
+        devices.give_memory_back()
     classes = names.of_logits(target)
     _write_sheets(draft, layers, drawn, settings.rule, settings.seed, classes)
     findings: Findings = {"class": classes} if classes else {}
@@ -112,15 +112,16 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         asked = batch, settings.workers, settings.concepts, settings.seed
         explained = Explanations(*given, *asked)
         findings |= explained.find()
-    _give_memory_back()
+    gc.collect()  # traced programs are in reference cycles
+    devices.give_memory_back()
     best = scan_file.load(workdir / "scan.npz")[0].by_class
-    _give_memory_back()
+    devices.give_memory_back()
     examples = _examples(best, drawn.examples, pictures)
     table = _table(target, scanned, layers, examples)
     table = dataclasses.replace(table, findings=findings)
     save(workdir / "units.npz", table, scan.ByClass(target, best))
     del best  # the larger part
-    _give_memory_back()
+    devices.give_memory_back()
     samples = findings.get("samples", {})
     for number, (name, layer) in enumerate(layers.items()):
         more = samples[name]["image"] if name in samples else ()
@@ -128,12 +129,6 @@ def write(workdir: pathlib.Path, target: scan.Target, settings: Settings) -> Non
         atlas_json.write_layer(draft.folder, number, layer, examples, shown, more)
     draft.publish(table, drawn.grids)
     finished(workdir, key, ["sheets"])
-
-
-def _give_memory_back() -> None:
-    """Gives back what a part left, with traced programs, which are in reference cycles."""
-    gc.collect()
-    devices.give_memory_back()
 
 
 def _key(scan: pathlib.Path, settings: Settings) -> str:
