@@ -217,6 +217,7 @@ def test_gradient_is_the_gradient():
         )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_rules_differ_on_the_network_that_is_shipped():
     forward, params = models.load("alexnet_small", "bundled", last="conv4")

@@ -135,6 +135,7 @@ def test_the_pictures_show_what_they_should(whole):
     assert images.read(whole / "evolution_numbers.png").width == 1560
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_between_epochs_it_ends_the_same(killed, whole):
     mine, other = (folder / "evolution.csv" for folder in (killed, whole))

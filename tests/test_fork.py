@@ -138,6 +138,7 @@ def test_resnet18_is_pytorchs(torch, twin):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_attributions_of_resnet18_are_pytorchs(torch, twin):
     network, forward, params = twin

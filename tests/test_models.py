@@ -247,7 +247,7 @@ def check_against_twin(name, twin, torch, forward, params, images):
         pytest.param("alexnet", [(224, 224), (131, 97)], None, marks=slow),
         ("alexnet_small", [(64, 64), (93, 75)], None),
         pytest.param("zfnet", [(224, 224), (131, 97)], None, marks=slow),
-        pytest.param("vgg16", [(65, 91)], None, marks=slow),
+        pytest.param("vgg16", [(65, 91)], None, marks=[slow, pytest.mark.exhaustive]),
         pytest.param("vgg19", [(38, 33)], "conv5_1", marks=slow),
         ("vgg_small", [(64, 64), (33, 50)], None),
     ],

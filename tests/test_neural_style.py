@@ -170,6 +170,7 @@ def ng(port, x, found):
     return content + style, content, style
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights, tmp_path):
     pool = torch.nn.functional.max_pool2d
@@ -195,6 +196,7 @@ def test_neural_style_takes_the_steps_of_neural_style_pt(torch, weights, tmp_pat
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_ng_takes_the_steps_of_the_course(torch, weights):
     start, metrics = ours(weights, "ng", 10)

@@ -156,6 +156,7 @@ def test_killed_at_the_second_size_the_run_ends_bit_identical(
     assert len(starts) == 2
 
 
+@pytest.mark.exhaustive
 def test_killed_after_the_last_checkpoint_the_rest_is_made_up(
     small, uninterrupted, tmp_path
 ):

@@ -182,6 +182,7 @@ def test_stopped_on_two_devices_it_repeats_no_finished_cell(
         assert (path.stat().st_mtime_ns == before.st_mtime_ns) == (path != wrong)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_it_repeats_no_finished_cell(folder, tmp_path):
     command = arguments(folder, steps=400, columns="style_layers:conv1")
@@ -204,6 +205,7 @@ def test_killed_it_repeats_no_finished_cell(folder, tmp_path):
     assert not list(workdir.rglob("*.partial"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_two_hosts_share_the_cells(folder, painted, tmp_path):
     workdir = tmp_path / "run"

@@ -107,7 +107,10 @@ def test_rounding_errors_are_what_the_docstring_says(m, r):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "size", "inputs", "outputs"),
-    [(7, 3, 192, 384), (15, 5, 64, 192)],
+    [
+        pytest.param(7, 3, 192, 384, marks=pytest.mark.exhaustive),
+        (15, 5, 64, 192),
+    ],
 )
 def test_an_image_is_convolved_alike_in_any_batch(side, size, inputs, outputs):
     """What the promise of the maxima rests on, for the shapes of AlexNets."""
