@@ -19,7 +19,6 @@ attributions of 2,888 units; the second nine minutes, at 350 images a second.
 import dataclasses
 import pathlib
 
-from nstvis import devices
 from nstvis.units.survey import Settings, survey
 
 
@@ -30,5 +29,4 @@ class Config(Settings):
 
 def run(config: Config, workdir: pathlib.Path) -> list[str]:
     """Surveys the units."""
-    devices.map_large_buffers()
     return survey(config, workdir)

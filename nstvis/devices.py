@@ -21,9 +21,8 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 # Of glibc's mallopt: never map a large buffer on its own, and give nothing back, from one
 # arena that grows by 256 MB.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
-_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28, _ARENA_MAX: 1}
-_MAPPED = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25}  # the largest that it takes
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD, _ARENA_MAX = -4, -1, -2, -8
+_MALLOC = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28, _ARENA_MAX: 1}
 
 
 def keep_memory() -> None:
@@ -33,23 +32,10 @@ def keep_memory() -> None:
     is a page fault: tens of thousands in a step, 5 to 20 % of its time. Call it before
     arrays are made; on other systems it does nothing.
     """
-    _set_malloc(_KEPT)
-
-
-def map_large_buffers() -> None:
-    """Makes glibc map buffers of 32 MB and more after all, after `keep_memory`.
-
-    A step is up to a twentieth slower, but what it takes leaves no hole that nothing else
-    fills: of 1.9 GB, a survey of AlexNet saves 0.4.
-    """
-    _set_malloc(_MAPPED)
-
-
-def _set_malloc(options: Mapping[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):  # no Linux, or no glibc
         if jax.default_backend() == "cpu":
             mallopt = ctypes.CDLL("libc.so.6").mallopt
-            for option, value in options.items():
+            for option, value in _MALLOC.items():
                 mallopt(option, value)
 
 
