@@ -1,7 +1,6 @@
 """What a fork needs of networks: norm layers, residual sums, and plain functions."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +147,6 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin):
         for layer, place in {"layer2_1": (3, 4), "layer3_1_pre": (1, 0)}.items()
     }
     ruled = {rule: attribution.ruled(forward, rule) for rule in attribution.RULES}
-    pairs = list(zip(ruled, itertools.cycle(where)))  # one layer for each
 
     @jax.jit
     def attributions(params, images, where):
@@ -156,7 +154,8 @@ def test_attributions_of_resnet18_are_pytorchs(torch, twin):
             (rule, layer): attribution.attribute(
                 ruled[rule], params, layer, images, units, where[layer]
             )
-            for rule, layer in pairs
+            for rule in ruled
+            for layer in where
         }
 
     for (rule, layer), found in attributions(params, images, where).items():

@@ -262,9 +262,15 @@ def test_a_transfer_in_blocks_is_that_of_the_whole(tiny, optimizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_transfer_on_the_host_is_that_on_the_device(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("optimizer", "scales"),
+    [pytest.param("adam", 2, marks=pytest.mark.exhaustive), ("lbfgs", 1)],
+)
+def test_a_transfer_on_the_host_is_that_on_the_device(
+    tiny, optimizer, scales, monkeypatch
+):
     """Beside a device too small for it, where nothing lies that is as large."""
-    how = {"optimizer": "lbfgs", "size": 200, "steps": 2}
+    how = {"optimizer": optimizer, "size": 200, "scales": scales, "steps": 2}
     config = dataclasses.replace(tiny, **how)
     content, *styles = (Image.fromarray(np.uint8(x)) for x in pictures((150, 200), 3))
     small, cpu = jax.devices()[1], jax.local_devices(backend="cpu")[0]
@@ -282,9 +288,9 @@ def test_a_transfer_on_the_host_is_that_on_the_device(tiny, monkeypatch):
             assert found.state.canvas.devices() == {cpu}
             there = [x for x in jax.live_arrays() if x.devices() == {small}]
             assert max(x.size for x in there) < found.state.canvas.size
-    [layout] = [program.layout for program in host._programs]
-    assert type(layout) is Offloaded
-    assert layout.count > 1
+    layouts = [program.layout for program in host._programs]
+    assert [type(layout) for layout in layouts] == [Offloaded] * scales
+    assert layouts[-1].count > 1
     assert host.costs[-1] >= device.costs[-1]
 
 

@@ -134,26 +134,34 @@ def assert_same_end(workdir, whole):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_killed_at_the_second_size_the_run_ends_bit_identical(
-    small, uninterrupted, tmp_path
+@pytest.mark.parametrize(
+    ("every", "kills"),
+    [
+        pytest.param(0, (5, STEPS + 4), marks=pytest.mark.exhaustive),
+        (0.3, (STEPS + 8,)),
+    ],
+)
+def test_killed_at_either_size_the_run_ends_bit_identical(
+    every, kills, small, uninterrupted, tmp_path
 ):
     workdir = tmp_path / "run"
-    command = [*small, f"--workdir={workdir}", "--config.checkpoint_every=0.3"]
-    process = start(*command)
-    signal_at(process, signal.SIGKILL, workdir, STEPS + 8)
-    finish(process, -signal.SIGKILL)
-    assert len(steps(workdir)) < 2 * STEPS
-    # What a kill may leave: half a line, and half a checkpoint.
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1')
-    half = workdir / "checkpoints/30.orbax-checkpoint-tmp/state"
-    half.mkdir(parents=True)
-    (half / "_METADATA").write_text("{")
+    command = [*small, f"--workdir={workdir}", f"--config.checkpoint_every={every}"]
+    for step in kills:
+        process = start(*command)
+        signal_at(process, signal.SIGKILL, workdir, step)
+        finish(process, -signal.SIGKILL)
+        assert len(steps(workdir)) < 2 * STEPS
+        # What a kill may leave: half a line, and half a checkpoint.
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 1')
+        half = workdir / "checkpoints/30.orbax-checkpoint-tmp/state"
+        half.mkdir(parents=True)
+        (half / "_METADATA").write_text("{")
     out = finish(start(*command))
     assert "resuming after step" in out
     assert_same_end(workdir, uninterrupted[0])
     starts = json.loads((workdir / "run.json").read_text())["starts"]
-    assert len(starts) == 2
+    assert len(starts) == len(kills) + 1
 
 
 @pytest.mark.exhaustive

@@ -64,18 +64,22 @@ def assert_same_end(workdir, whole):
 KILL, STOP = signal.SIGKILL, signal.SIGTERM
 
 
-# At an epoch's end, where the images grow, and in the last epoch.
-SIGNALS = [(KILL, PER_EPOCH), (STOP, STEPS // 2 + 2), (KILL, STEPS - 7)]
-
-
+# In the first epoch, at its end, where the images grow, and in the last epoch.
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("every", "signals"),
+    [
+        pytest.param(0, [(KILL, 3)], marks=pytest.mark.exhaustive),
+        (1000, [(KILL, PER_EPOCH), (STOP, STEPS // 2 + 2), (KILL, STEPS - 7)]),
+    ],
+)
 def test_stopped_at_any_step_the_run_ends_bit_identical(
-    command, uninterrupted, tmp_path
+    every, signals, command, uninterrupted, tmp_path
 ):
     workdir = tmp_path / "run"
-    arguments = [*command, f"--workdir={workdir}", "--config.checkpoint_every=1000"]
+    arguments = [*command, f"--workdir={workdir}", f"--config.checkpoint_every={every}"]
     stopped = 0
-    for signum, step in SIGNALS:
+    for signum, step in signals:
         process = start(*arguments)
         signal_at(process, signum, workdir, max(step, stopped + 1))
         if signum == KILL:

@@ -109,6 +109,7 @@ def test_rounding_errors_are_what_the_docstring_says(m, r):
     ("side", "size", "inputs", "outputs"),
     [
         pytest.param(7, 3, 192, 384, marks=pytest.mark.exhaustive),
+        pytest.param(13, 3, 256, 256, marks=pytest.mark.exhaustive),
         (15, 5, 64, 192),
     ],
 )
