@@ -171,7 +171,7 @@ def places(activations):
 @pytest.mark.slow
 def test_gradient_is_the_gradient():
     forward, params = random_network("alexnet_small")
-    images, layers = noise(2, 56, 56, 3), ["conv3_pre", "fc8"]
+    images, layers = noise(2, 56, 56, 3), ["conv1_pre", "conv3", "fc8"]
     activations = jax.jit(forward)(params, images)
     where = {layer: places(np.asarray(activations[layer])) for layer in layers}
     network = attribution.ruled(forward, "gradient")

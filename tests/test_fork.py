@@ -525,8 +525,13 @@ def test_a_style_is_transferred(network):
 
 
 @pytest.mark.slow
-def test_units_and_their_atlas(plain, drawn, tmp_path):
-    (name, path), layer, count = plain, "conv2", 8
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param("resnet18", marks=pytest.mark.exhaustive), "plain"],
+    indirect=True,
+)
+def test_units_and_their_atlas(network, drawn, tmp_path):
+    name, path, layer, count = network
     workdir = tmp_path / "run"
     done = launch(
         "--experiment=units",
